@@ -1,0 +1,136 @@
+"""What A2C and PPO share: the state, acting, and the advantages of a batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorClass, TensorDict
+from torch import Tensor, nn
+
+from purerl import config as cfg
+from purerl import distributions, nets, random, tree
+from purerl.base import Batch, EnvSpec, Inputs
+from purerl.distributions import Distribution
+from purerl.losses import gae
+from purerl.normalize import Moments, RewardScale, init_moments, init_reward_scale, scale_rewards, standardize, update_moments
+from purerl.optim import Optimizer, apply_updates
+
+
+class ActorCriticState(TensorClass):
+    """Everything that changes.
+
+    Attributes:
+        params: the network's, nested as its module is.
+        opt: the optimizer's state over the flattened parameters `[P]`.
+        hyper: float32 `[]` leaves, the config's float fields.
+        key: `[2]` int32.
+        steps: `[]` int64, environment steps learnt from.
+        obs_moments: of the observations.
+        reward_scale: of the rewards.
+    """
+
+    params: TensorDict
+    opt: TensorDict
+    hyper: TensorDict
+    key: Tensor
+    steps: Tensor
+    obs_moments: Moments
+    reward_scale: RewardScale
+
+
+class Policy(NamedTuple):
+    """A network and the distribution its first output parametrises.
+
+    Attributes:
+        net: `forward(obs [N, ...]) -> (params [N, P], value [N])`.
+        dist: over actions.
+        see: `see(state, obs) -> obs`, the observation as the network gets it.
+    """
+
+    net: nn.Module
+    dist: Distribution
+    see: Callable[[ActorCriticState, Any], Any]
+
+
+def make_policy(spec: EnvSpec, config: Any, net: nn.Module | None) -> Policy:
+    """The config's network, or the user's, on the meta device.
+
+    Raises:
+        ValueError: an observation or action space that the algorithm cannot take.
+    """
+    dist = distributions.for_space(spec.action_space)
+    if net is None:
+        with torch.device("meta"):
+            net = nets.ActorCritic(spec.observation_space, spec.action_space, config.hidden, config.activation, config.shared_torso)
+    if config.normalize_obs and not nets.is_vector(spec.observation_space):
+        raise ValueError(f"normalize_obs = True needs a Box of floats as observation space, not {spec.observation_space}")
+    see = (lambda state, obs: standardize(state.obs_moments, obs)) if config.normalize_obs else (lambda state, obs: obs)
+    return Policy(net, dist, see)
+
+
+def init(policy: Policy, spec: EnvSpec, config: Any, optimizer: Callable[[TensorDict], Optimizer], key: Tensor) -> ActorCriticState:
+    key, net_key = random.split(key)
+    params = nets.init(policy.net, net_key, nets.SCHEMES[config.init])
+    hyper = TensorDict({name: torch.tensor(x, device=key.device) for name, x in cfg.sweepable(config).items()})
+    obs_shape = torch.Size(spec.observation_space.shape or ()) if config.normalize_obs else torch.Size()
+    return ActorCriticState(
+        params=params,
+        opt=optimizer(hyper).init(tree.ravel(params)[0]),
+        hyper=hyper,
+        key=key,
+        steps=torch.zeros((), dtype=torch.int64, device=key.device),
+        obs_moments=init_moments(obs_shape, key.device),
+        reward_scale=init_reward_scale(config.n_envs if config.normalize_reward else 0, key.device),
+    )
+
+
+def act(policy: Policy, state: ActorCriticState, inputs: Inputs, carry: TensorDict, noise: Tensor) -> tuple:
+    """Sample an action; `log_prob` goes along."""
+    dist_params, _ = nets.apply(policy.net, state.params, policy.see(state, inputs.obs))
+    action = policy.dist.sample(dist_params, noise)
+    return action, TensorDict(log_prob=policy.dist.log_prob(dist_params, action)), carry
+
+
+def mode(policy: Policy, state: ActorCriticState, inputs: Inputs, carry: TensorDict) -> tuple[Tensor, TensorDict]:
+    dist_params, _ = nets.apply(policy.net, state.params, policy.see(state, inputs.obs))
+    return policy.dist.mode(dist_params), carry
+
+
+def estimate(policy: Policy, config: Any, state: ActorCriticState, batch: Batch) -> tuple[ActorCriticState, TensorDict]:
+    """The batch as samples to learn from, and the state with what it learnt of observations and rewards.
+
+    Returns:
+        The state, and `obs`, `action`, `log_prob`, `value`, `advantage`, `target`, `valid`, each `[T * B, ...]`.
+    """
+    n_steps, n_envs = batch.reward.shape
+    all_obs = policy.see(state, tree.map(lambda x, last: torch.cat([x, last[None]]), batch.inputs.obs, batch.last.obs))
+    _, values = nets.apply(policy.net, state.params, tree.map(lambda x: x.flatten(0, 1), all_obs))
+    values = values.reshape(n_steps + 1, n_envs)
+
+    rewards, reward_scale = batch.reward, state.reward_scale
+    if config.normalize_reward:
+        reward_scale, rewards = scale_rewards(state.reward_scale, batch, state.hyper["gamma"])
+    discounts = state.hyper["gamma"] * (~batch.terminated).float()
+    advantages = gae(rewards, discounts, batch.terminated | batch.truncated, values, state.hyper["gae_lambda"])
+
+    obs_moments = state.obs_moments
+    if config.normalize_obs:
+        obs_moments = update_moments(obs_moments, batch.inputs.obs.flatten(0, 1), batch.inputs.first.new_ones(n_steps * n_envs))
+    samples = TensorDict(
+        obs=tree.map(lambda x: x[:-1], all_obs),
+        action=batch.action,
+        log_prob=batch.extras["log_prob"],
+        value=values[:-1],
+        advantage=advantages,
+        target=advantages + values[:-1],
+        valid=batch.valid,
+    )
+    state = state.replace(obs_moments=obs_moments, reward_scale=reward_scale, steps=state.steps + n_steps * n_envs)
+    return state, tree.map(lambda x: x.flatten(0, 1), samples)
+
+
+def descend(loss: Callable, optimizer: Optimizer, unravel: Callable, params: Tensor, opt: TensorDict, *args: Any) -> tuple:
+    """One gradient step on the flat parameters `[P]`: `(params, opt, info)`, where `loss(params, *args) -> (loss, info)`."""
+    grads, info = torch.func.grad(lambda p: loss(unravel(p), *args), has_aux=True)(params)
+    updates, opt = optimizer.update(grads, opt, params)
+    return apply_updates(params, updates), opt, info

@@ -1,0 +1,130 @@
+"""Proximal policy optimization (Schulman et al. 2017), with the details and the defaults of CleanRL."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from purerl import config as cfg
+from purerl import nets, optim, random, tree
+from purerl.algos import actor_critic as ac
+from purerl.base import Algorithm, Batch, EnvSpec
+from purerl.losses import approximate_kl, clipped_surrogate_loss, clipped_value_loss, masked_mean, value_loss
+from purerl.transforms import scan
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """Defaults for classic control; `for_space` gives those for continuous actions and for images. Floats can be swept."""
+
+    n_envs: int = cfg.count(4, "parallel environments a seed")
+    n_steps: int = cfg.count(128, "steps in each environment between updates")
+    epochs: int = cfg.count(4, "passes over each batch")
+    n_minibatches: int = cfg.count(4, "minibatches a pass")
+    lr: float = cfg.number(2.5e-4, "learning rate")
+    gamma: float = cfg.number(0.99, "discount", high=1.0)
+    gae_lambda: float = cfg.number(0.95, "trace decay of the advantage estimate", high=1.0)
+    clip: float = cfg.number(0.2, "how far the probability ratio may move")
+    vf_coef: float = cfg.number(0.5, "weight of the value loss")
+    ent_coef: float = cfg.number(0.01, "weight of the entropy bonus")
+    max_grad_norm: float = cfg.number(0.5, "global gradient norm above which gradients are scaled down")
+    adam_eps: float = cfg.number(1e-5, "Adam's epsilon")
+    target_kl: float | None = cfg.number(None, "stop a batch's updates after an epoch beyond this KL divergence")
+    normalize_advantage: bool = cfg.setting(True, "standardize advantages in each minibatch")
+    clip_value: bool = cfg.setting(True, "clip the value's movement as the ratio's")
+    total_steps: int = cfg.count(500_000, "environment steps over which the schedules run")
+    lr_schedule: str = cfg.option("linear", "the learning rate over the run", tuple(optim.SCHEDULES))
+    clip_schedule: str = cfg.option("constant", "the clip range over the run", tuple(optim.SCHEDULES))
+    normalize_obs: bool = cfg.setting(False, "standardize observations by running moments")
+    normalize_reward: bool = cfg.setting(False, "scale rewards by the running deviation of the return")
+    hidden: tuple[int, ...] = cfg.setting((64, 64), "widths of the hidden layers")
+    activation: str = cfg.option("tanh", "of the hidden layers", tuple(nets.ACTIVATIONS))
+    shared_torso: bool = cfg.setting(False, "one torso for policy and value")
+    init: str = cfg.option("orthogonal", "initialisation of the weights", tuple(nets.SCHEMES))
+
+    def __post_init__(self) -> None:
+        cfg.check(self)
+        if self.n_envs * self.n_steps % self.n_minibatches:
+            raise ValueError(
+                f"PPOConfig.n_minibatches = {self.n_minibatches} does not divide the batch of "
+                f"n_envs * n_steps = {self.n_envs} * {self.n_steps} = {self.n_envs * self.n_steps}"
+            )
+
+
+def make_ppo(spec: EnvSpec, config: PPOConfig = PPOConfig(), net: nn.Module | None = None) -> Algorithm:
+    """PPO for discrete, multi-discrete and continuous actions.
+
+    Args:
+        spec: the environment's.
+        config: what shapes the program, and the start values of `state.hyper`.
+        net: your own module `forward(obs [N, ...]) -> (params [N, P], value [N])`, on any device; only its shapes are used.
+
+    Raises:
+        ValueError: an observation or action space that PPO cannot take.
+    """
+    policy = ac.make_policy(spec, config, net)
+
+    def optimizer(hyper: TensorDict, lr: float | Tensor = 0.0) -> optim.Optimizer:
+        return optim.chain(optim.clip_by_global_norm(hyper["max_grad_norm"]), optim.adam(lr, eps=hyper["adam_eps"]))
+
+    def loss(params: TensorDict, samples: TensorDict, hyper: TensorDict, clip: Tensor) -> tuple[Tensor, TensorDict]:
+        dist_params, value = nets.apply(policy.net, params, samples["obs"])
+        mean = partial(masked_mean, mask=samples["valid"])
+        advantage = samples["advantage"]
+        if config.normalize_advantage:
+            centred = advantage - mean(advantage)
+            advantage = centred / (torch.sqrt(mean(centred**2)) + 1e-8)
+        log_ratio = policy.dist.log_prob(dist_params, samples["action"]) - samples["log_prob"]
+        if config.clip_value:
+            value_error = clipped_value_loss(value, samples["value"], samples["target"], clip)
+        else:
+            value_error = value_loss(value, samples["target"])
+        info = TensorDict(
+            policy_loss=mean(clipped_surrogate_loss(log_ratio, advantage, clip)),
+            value_loss=mean(value_error),
+            entropy=mean(policy.dist.entropy(dist_params)),
+            approx_kl=mean(approximate_kl(log_ratio)),
+            clip_fraction=mean((torch.abs(log_ratio.exp() - 1.0) > clip).float()),
+        )
+        total = info["policy_loss"] - hyper["ent_coef"] * info["entropy"] + hyper["vf_coef"] * info["value_loss"]
+        return total, info.set("loss", total)
+
+    def update(state: ac.ActorCriticState, batch: Batch) -> tuple[ac.ActorCriticState, TensorDict]:
+        hyper, progress = state.hyper, state.steps / config.total_steps
+        lr = hyper["lr"] * optim.SCHEDULES[config.lr_schedule](progress)
+        clip = hyper["clip"] * optim.SCHEDULES[config.clip_schedule](progress)
+        key, shuffle_key = random.split(state.key)
+        state, samples = ac.estimate(policy, config, state, batch)
+        flat, unravel = tree.ravel(state.params)
+
+        def minibatch(carry: tuple, xs: tuple) -> tuple[tuple, TensorDict]:
+            (params, opt, stopped), (rows, epoch_ends) = carry, xs
+            new = ac.descend(loss, optimizer(hyper, lr), unravel, params, opt, tree.index(samples, rows), hyper, clip)
+            new_params, new_opt, info = new
+            if config.target_kl is not None:
+                new_params, new_opt = tree.where(stopped, (params, opt), (new_params, new_opt))
+                stopped = stopped | (epoch_ends & (info["approx_kl"] > hyper["target_kl"]))
+            return (new_params, new_opt, stopped), info
+
+        n = batch.reward.numel()
+        order = torch.vmap(lambda key: random.permutation(key, n))(random.split(shuffle_key, config.epochs))
+        rows = order.reshape(config.epochs * config.n_minibatches, -1)
+        epoch_ends = torch.arange(1, len(rows) + 1, device=key.device) % config.n_minibatches == 0
+        start = (flat, state.opt, torch.zeros((), dtype=torch.bool, device=key.device))
+        (flat, opt, _), info = scan(minibatch, start, (rows, epoch_ends))
+        info = tree.map(lambda x: x.mean(0), info)
+        return state.replace(params=unravel(flat), opt=opt, key=key), info.set("lr", lr)
+
+    return Algorithm(
+        init=partial(ac.init, policy, spec, config, optimizer),
+        act=partial(ac.act, policy),
+        update=update,
+        mode=partial(ac.mode, policy),
+        draw=policy.dist.draw,
+        carry=lambda n_envs: TensorDict(batch_size=[n_envs]),
+        spec=spec,
+        config=config,
+    )

@@ -1,0 +1,21 @@
+"""Networks: ordinary modules, with their parameters outside."""
+
+from purerl.nets.init import SCHEMES, apply, init, kaiming_uniform, orthogonal
+from purerl.nets.modules import ACTIVATIONS, ActorCritic, Flatten, GaussianHead, NatureCNN, is_vector, linear, mlp, torso
+
+__all__ = [
+    "ACTIVATIONS",
+    "SCHEMES",
+    "ActorCritic",
+    "Flatten",
+    "GaussianHead",
+    "NatureCNN",
+    "apply",
+    "init",
+    "is_vector",
+    "kaiming_uniform",
+    "linear",
+    "mlp",
+    "orthogonal",
+    "torso",
+]

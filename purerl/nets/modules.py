@@ -1,0 +1,145 @@
+"""Torsos and heads as ordinary modules. An actor-critic is any module `forward(obs [N, ...]) -> (params [N, P], value [N])`."""
+
+import math
+from collections.abc import Sequence
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from purerl import distributions
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+
+
+def linear(n_in: int, n_out: int, gain: float = math.sqrt(2.0)) -> nn.Linear:
+    """A linear layer that remembers the gain of its initialisation."""
+    layer = nn.Linear(n_in, n_out)
+    layer.gain = gain  # type: ignore[assignment]
+    return layer
+
+
+class Flatten(nn.Module):
+    """Any observation of a space as one vector: `[N, ...] -> [N, width]` float32.
+
+    Boxes and MultiBinary are flattened, Discrete and MultiDiscrete one-hot, the parts of Dict and Tuple concatenated.
+    """
+
+    def __init__(self, space: gym.Space) -> None:
+        super().__init__()
+        self.space = space
+        self.width = gym.spaces.flatdim(space)
+
+    def forward(self, obs: Tensor | TensorDict) -> Tensor:
+        return _flatten(self.space, obs)
+
+
+def _flatten(space: gym.Space, obs: Tensor | TensorDict) -> Tensor:
+    match space:
+        case gym.spaces.Dict():
+            return torch.cat([_flatten(part, obs[name]) for name, part in space.spaces.items()], -1)
+        case gym.spaces.Tuple():
+            return torch.cat([_flatten(part, obs[str(i)]) for i, part in enumerate(space.spaces)], -1)
+        case gym.spaces.Discrete():
+            return one_hot(obs, int(space.n)).float()
+        case gym.spaces.MultiDiscrete():
+            columns = zip(obs.flatten(1).unbind(-1), space.nvec.reshape(-1), strict=True)
+            return torch.cat([one_hot(column, int(n)).float() for column, n in columns], -1)
+        case _:
+            return obs.float().flatten(1)
+
+
+def mlp(n_in: int, hidden: Sequence[int], activation: str = "tanh") -> nn.Sequential:
+    """Linear layers, each followed by its activation: `[N, n_in] -> [N, hidden[-1]]`."""
+    widths = [n_in, *hidden]
+    layers: list[nn.Module] = []
+    for a, b in zip(widths[:-1], widths[1:], strict=True):
+        layers += [linear(a, b), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers)
+
+
+class NatureCNN(nn.Module):
+    """The convolutional torso of Mnih et al. 2015: `[N, C, H, W]` uint8 (scaled to [0, 1]) -> `[N, 512]`.
+
+    Raises:
+        ValueError: the image is smaller than 36 x 36, which the three convolutions need.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], width: int = 512) -> None:
+        super().__init__()
+        channels, height, wide = shape
+        if min(height, wide) < 36:
+            raise ValueError(f"observation: an image of {height} x {wide} is too small for NatureCNN, which needs 36 x 36")
+        out = [((((n - 8) // 4 + 1) - 4) // 2 + 1) - 2 for n in (height, wide)]
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 32, 8, 4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, 2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            linear(64 * out[0] * out[1], width),
+            nn.ReLU(),
+        )
+        self.width = width
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.layers(obs.float() / 255.0)
+
+
+def torso(space: gym.Space, hidden: Sequence[int], activation: str) -> tuple[nn.Module, int]:
+    """The torso for an observation space and its width: NatureCNN for `[C, H, W]` uint8 images, else an MLP on the flat vector."""
+    if isinstance(space, gym.spaces.Box) and space.dtype == "uint8" and len(space.shape) == 3:
+        cnn = NatureCNN(space.shape)  # type: ignore[arg-type]
+        return cnn, cnn.width
+    flatten = Flatten(space)
+    return nn.Sequential(flatten, mlp(flatten.width, hidden, activation)), (hidden[-1] if hidden else flatten.width)
+
+
+class GaussianHead(nn.Module):
+    """Means from the features and free log standard deviations, `[N, width] -> [N, 2 n]`."""
+
+    def __init__(self, width: int, n: int) -> None:
+        super().__init__()
+        self.mean = linear(width, n, 0.01)
+        self.log_std = nn.Parameter(torch.zeros(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.mean(x)
+        return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+
+
+class ActorCritic(nn.Module):
+    """A policy and a value head on separate torsos, or on a shared one: `[N, ...] -> (params [N, P], value [N])`.
+
+    Args:
+        obs_space, action_space: choose the torso and the policy head.
+        hidden, activation: of the MLP torsos.
+        shared: one torso for both heads.
+    """
+
+    def __init__(
+        self, obs_space: gym.Space, action_space: gym.Space, hidden: Sequence[int], activation: str, shared: bool
+    ) -> None:
+        super().__init__()
+        self.actor_torso, width = torso(obs_space, hidden, activation)
+        self.critic_torso = None if shared else torso(obs_space, hidden, activation)[0]
+        if isinstance(action_space, gym.spaces.Box):
+            self.actor: nn.Module = GaussianHead(width, math.prod(action_space.shape))
+        else:
+            self.actor = linear(width, distributions.for_space(action_space).n_params, 0.01)
+        self.critic = linear(width, 1, 1.0)
+
+    def forward(self, obs: Tensor | TensorDict) -> tuple[Tensor, Tensor]:
+        features = self.actor_torso(obs)
+        value_features = features if self.critic_torso is None else self.critic_torso(obs)
+        return self.actor(features), self.critic(value_features).squeeze(-1)
+
+
+def is_vector(space: gym.Space) -> bool:
+    """Whether a space is a Box of floats."""
+    return isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)

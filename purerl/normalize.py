@@ -1,0 +1,76 @@
+"""Running moments of observations and of discounted returns."""
+
+import torch
+from tensordict import TensorClass
+from torch import Tensor
+
+from purerl.base import Batch
+from purerl.losses.returns import linear_recurrence
+
+_EPS = 1e-8
+
+
+class Moments(TensorClass["shadow"]):
+    """Mean and variance of what was seen so far.
+
+    Attributes:
+        mean: `[*shape]` float32.
+        var: `[*shape]` float32, of the population.
+        count: `[]` float32, a small prior at first.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+
+def init_moments(shape: torch.Size, device: torch.device | None = None) -> Moments:
+    """Mean 0, variance 1, with a prior weight of 1e-4."""
+    ones = torch.ones(shape, device=device)
+    return Moments(mean=torch.zeros_like(ones), var=ones, count=torch.full((), 1e-4, device=device))
+
+
+def update_moments(moments: Moments, x: Tensor, mask: Tensor) -> Moments:
+    """Merge the rows of `x` `[N, *shape]` for which `mask` `[N]` holds (Chan, Golub and LeVeque 1979)."""
+    weight = mask.to(x.dtype).reshape(mask.shape + (1,) * (x.ndim - 1))
+    n = weight.sum()
+    mean = (x * weight).sum(0) / n.clamp(min=1.0)
+    var = ((x - mean) ** 2 * weight).sum(0) / n.clamp(min=1.0)
+    total = moments.count + n
+    delta = mean - moments.mean
+    return Moments(
+        mean=moments.mean + delta * n / total,
+        var=(moments.var * moments.count + var * n + delta**2 * moments.count * n / total) / total,
+        count=total,
+    )
+
+
+def standardize(moments: Moments, x: Tensor, clip: float = 10.0) -> Tensor:
+    """`(x - mean) / std`, clipped."""
+    return torch.clamp((x - moments.mean) / torch.sqrt(moments.var + _EPS), -clip, clip)
+
+
+class RewardScale(TensorClass):
+    """Scales rewards by the standard deviation of the discounted return, as Gymnasium's NormalizeReward.
+
+    Attributes:
+        returns: `[B]` float32, the discounted sum of past rewards in each environment.
+        moments: of those sums.
+    """
+
+    returns: Tensor
+    moments: Moments
+
+
+def init_reward_scale(n_envs: int, device: torch.device | None = None) -> RewardScale:
+    """No reward seen yet."""
+    return RewardScale(returns=torch.zeros(n_envs, device=device), moments=init_moments(torch.Size(), device))
+
+
+def scale_rewards(scale: RewardScale, batch: Batch, gamma: float | Tensor, clip: float = 10.0) -> tuple[RewardScale, Tensor]:
+    """Take in a batch `[T, B]`, and return its rewards `[T, B]` divided by the standard deviation and clipped."""
+    go_on = batch.valid.float()
+    returns = linear_recurrence(gamma * go_on, batch.reward * go_on, scale.returns)
+    moments = update_moments(scale.moments, returns.flatten(), batch.valid.flatten())
+    rewards = torch.clamp(batch.reward / torch.sqrt(moments.var + _EPS), -clip, clip)
+    return RewardScale(returns=returns[-1], moments=moments), rewards

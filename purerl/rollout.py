@@ -1,0 +1,128 @@
+"""Experience from a pure environment, and the fusion of collecting and learning into one pure step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorClass, TensorDict
+from torch import Tensor, vmap
+
+from purerl import random, tree
+from purerl.base import Algorithm, Batch, Env, Inputs
+from purerl.episodes import Episodes, init_episodes, record_episodes
+from purerl.spaces import clip_actions, zero_actions
+from purerl.transforms import scan
+
+
+class Actors(TensorClass):
+    """`B` environments and the policy's side of them, between two steps.
+
+    Attributes:
+        env: `[B]` environment states.
+        inputs: `[B]` what the policy sees next.
+        carry: `[B]` the policy's carry.
+        done: `[B]` bool, the last step ended an episode: the next one only resets.
+    """
+
+    env: TensorDict
+    inputs: Inputs
+    carry: TensorDict
+    done: Tensor
+
+
+class TrainState(TensorClass):
+    """Everything that changes while a fused algorithm trains.
+
+    Attributes:
+        algo: the algorithm's state.
+        actors: environments and policy carry.
+        episodes: statistics of finished episodes.
+        key: `[2]`.
+    """
+
+    algo: TensorClass
+    actors: Actors
+    episodes: Episodes
+    key: Tensor
+
+
+def init_actors(algo: Algorithm, env: Env, n_envs: int, key: Tensor) -> Actors:
+    """`n_envs` freshly reset environments."""
+    env_state, obs = vmap(env.reset)(vmap(env.draw)(random.split(key, n_envs)))
+    done = torch.zeros(n_envs, dtype=torch.bool, device=key.device)
+    inputs = Inputs(
+        obs=obs,
+        prev_action=zero_actions(env.spec.action_space, n_envs, key.device),
+        prev_reward=torch.zeros(n_envs, device=key.device),
+        first=~done,
+    )
+    return Actors(env=env_state, inputs=inputs, carry=algo.carry(n_envs), done=done)
+
+
+def rollout(algo: Algorithm, env: Env, state: Any, actors: Actors, n_steps: int, key: Tensor) -> tuple[Actors, Batch]:
+    """Act for `n_steps` steps in each environment.
+
+    Args:
+        state: the algorithm's state, which does not change meanwhile.
+        actors: `[B]`.
+        key: `[2]`; step `t` of environment `b` draws from keys `t * B + b` of its two halves.
+
+    Returns:
+        The actors after the last step, and the batch `[T, B]`.
+    """
+    (n_envs,) = actors.done.shape
+
+    def draw_ahead(draw: Any, key: Tensor) -> Any:
+        return vmap(vmap(draw))(random.split(key, n_steps * n_envs).reshape(n_steps, n_envs, 2))
+
+    act_key, env_key = random.split(key)
+    noises = draw_ahead(algo.draw, act_key), draw_ahead(env.draw, env_key)
+
+    def step(actors: Actors, noises: tuple[Any, Any]) -> tuple[Actors, dict]:
+        act_noise, env_noise = noises
+        inputs, done = actors.inputs, actors.done
+        action, extras, carry = algo.act(state, inputs, actors.carry, act_noise)
+        moved = vmap(env.step)(actors.env, clip_actions(env.spec.action_space, action), env_noise)
+        env_state, obs, reward, terminated, truncated, _ = moved
+        env_state, obs = tree.where(done, vmap(env.reset)(env_noise), (env_state, obs))
+        reward, terminated, truncated = torch.where(done, 0.0, reward), terminated & ~done, truncated & ~done
+        seen = Inputs(obs=obs, prev_action=tree.where(done, torch.zeros_like(action), action), prev_reward=reward, first=done)
+        after = Actors(env=env_state, inputs=seen, carry=carry, done=terminated | truncated)
+        return after, {
+            "inputs": inputs,
+            "action": action,
+            "reward": reward,
+            "terminated": terminated,
+            "truncated": truncated,
+            "valid": ~done,
+            "extras": extras,
+        }
+
+    after, steps = scan(step, actors, noises)
+    return after, Batch(**steps, carry=actors.carry, last=after.inputs)
+
+
+def fuse(algo: Algorithm, env: Env, n_envs: int, n_steps: int) -> tuple[Callable, Callable]:
+    """Compose collecting and learning into one pure step.
+
+    Returns:
+        `init(key) -> TrainState` and `step(TrainState) -> (TrainState, info)`, one rollout `[n_steps, n_envs]` and one update.
+    """
+
+    def init(key: Tensor) -> TrainState:
+        key, algo_key, env_key = random.split(key, 3)
+        return TrainState(
+            algo=algo.init(algo_key),
+            actors=init_actors(algo, env, n_envs, env_key),
+            episodes=init_episodes(n_envs, key.device),
+            key=key,
+        )
+
+    def step(state: TrainState) -> tuple[TrainState, TensorDict]:
+        key, rollout_key = random.split(state.key)
+        actors, batch = rollout(algo, env, state.algo, state.actors, n_steps, rollout_key)
+        algo_state, info = algo.update(state.algo, batch)
+        episodes = record_episodes(state.episodes, batch)
+        return TrainState(algo=algo_state, actors=actors, episodes=episodes, key=key), info
+
+    return init, step

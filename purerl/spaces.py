@@ -1,0 +1,32 @@
+"""Between Gymnasium's spaces and the core's tensors."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+
+def to_tensors(x: Any) -> Tensor | TensorDict:
+    """A numpy observation of any nesting as tensors: Dict and Tuple become TensorDicts (a Tuple's keys are "0", "1", ...)."""
+    if isinstance(x, dict):
+        return TensorDict({name: to_tensors(part) for name, part in x.items()})
+    if isinstance(x, tuple):
+        return TensorDict({str(i): to_tensors(part) for i, part in enumerate(x)})
+    return torch.as_tensor(np.asarray(x))
+
+
+def zero_actions(space: gym.Space, n: int, device: torch.device | None = None) -> Tensor:
+    """Zeros `[n, *action_shape]`: int64 for the discrete spaces, float32 for Box."""
+    dtype = torch.float32 if isinstance(space, gym.spaces.Box) else torch.int64
+    return torch.zeros((n, *(space.shape or ())), dtype=dtype, device=device)
+
+
+def clip_actions(space: gym.Space, action: Tensor) -> Tensor:
+    """What the environment receives: a Box's actions clipped to its bounds, others as they are."""
+    if not isinstance(space, gym.spaces.Box):
+        return action
+    low, high = (torch.as_tensor(bound, dtype=action.dtype, device=action.device) for bound in (space.low, space.high))
+    return torch.minimum(torch.maximum(action, low), high)

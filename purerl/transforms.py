@@ -1,13 +1,38 @@
 """How functions run: `compile`, `vmap` and `scan`. What they compute stays the same."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch._higher_order_ops.scan import scan as _scan
+from torch._higher_order_ops.scan import scan_op
 
-from purerl import tree
+from purerl import passes, tree
+
+# The body is a submodule of the graph, hence part of the key of inductor's on-disk cache.
+scan_op._cacheable = True
+# Said of tracing alone: the compiled loop selects its slices without the fallback.
+warnings.filterwarnings("ignore", message=".*not yet implemented the batching rule for aten::select_copy.*")
+
+
+def compile(f: Callable, threads: int = 1) -> Callable:
+    """`torch.compile` as one whole graph, with the settings that suit many small networks.
+
+    Args:
+        f: a pure function of trees.
+        threads: CPU threads of one call. One is fastest for small networks; many lanes run faster as several tiles in Python
+            threads of their own (the compiled code lets go of the interpreter) than with several threads in one call.
+    """
+    options: dict[str, Any] = {
+        "cpp_wrapper": True,  # halves the overhead of a call and of a loop's turn
+        "cpp.threads": threads,
+        "cpp.enable_loop_tail_vec": False,
+        "realize_opcount_threshold": 16,  # keeps the generator's rounds from being inlined into each other, exponentially
+        "post_grad_custom_pre_pass": passes.CheapTanh(),
+        "post_grad_custom_post_pass": passes.OwnLoopOperands(),
+    }
+    return torch.compile(f, fullgraph=True, dynamic=False, options=options)
 
 
 def vmap(f: Callable, in_dims: Any = 0) -> Callable:
@@ -17,7 +42,7 @@ def vmap(f: Callable, in_dims: Any = 0) -> Callable:
     compiled code takes for another kind of input than its own result.
     """
     mapped = torch.vmap(f, in_dims)
-    return lambda *args: tree.map(torch.Tensor.contiguous, mapped(*args))
+    return lambda *args: tree.map(lambda x: x.clone(memory_format=torch.contiguous_format), mapped(*args))
 
 
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -34,28 +59,22 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
     Returns:
         The last carry, and the tree of `y` with leaves `[T, ...]`.
     """
-    flat_carry, carry_spec = pytree.tree_flatten(carry)
-    flat_xs, xs_spec = pytree.tree_flatten(xs)
     if not torch.compiler.is_compiling():
         ys = []
-        for t in range(len(flat_xs[0])):
-            carry, y = body(carry, pytree.tree_unflatten([x[t] for x in flat_xs], xs_spec))
+        for t in range(len(tree.leaves(xs)[0])):
+            carry, y = body(carry, tree.index(xs, t))
             ys.append(y)
         return carry, tree.stack(ys)
 
-    # The operator's body may only return tensors: learn the structure of `y` from a first step whose results are dead code.
-    y_spec = pytree.tree_structure(body(carry, pytree.tree_unflatten([x[0] for x in flat_xs], xs_spec))[1])
+    # Each tensor that crosses the loop's border costs time at every turn, so they cross packed. The structure of `y` is learnt
+    # from a step whose results are dead code.
+    packed_carry, unpack_carry = tree.pack(carry)
+    packed_xs, unpack_x = tree.pack(xs, axes=1)
+    _, unpack_y = tree.pack(body(carry, tree.index(xs, 0))[1])
 
-    def flat_body(flat_carry: list[torch.Tensor], flat_x: list[torch.Tensor]) -> tuple[list, list]:
-        carry, y = body(pytree.tree_unflatten(list(flat_carry), carry_spec), pytree.tree_unflatten(list(flat_x), xs_spec))
-        # The operator refuses outputs that alias each other or its inputs.
-        return [c.clone() for c in pytree.tree_leaves(carry)], [leaf.clone() for leaf in pytree.tree_leaves(y)]
+    def packed_body(packed_carry: dict, packed_x: dict) -> tuple[dict, dict]:
+        carry, y = body(unpack_carry(packed_carry), unpack_x(packed_x))
+        return tree.pack(carry)[0], tree.pack(y)[0]
 
-    flat_carry = [c.clone(memory_format=torch.contiguous_format) for c in flat_carry]
-    flat_carry, flat_ys = _scan(flat_body, flat_carry, flat_xs)
-    return pytree.tree_unflatten(flat_carry, carry_spec), pytree.tree_unflatten(flat_ys, y_spec)
-
-
-def compile(f: Callable, **options: Any) -> Callable:
-    return torch.compile(f, fullgraph=True, dynamic=False, options={
-        "realize_opcount_threshold": 16, "cpp_wrapper": __import__("os").environ.get("CPPW","1")=="1", "cpp.enable_loop_tail_vec": False, **options})
+    packed_carry, packed_ys = _scan(packed_body, packed_carry, packed_xs)
+    return tree.map(torch.clone, (unpack_carry(packed_carry), unpack_y(packed_ys)))

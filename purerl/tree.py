@@ -31,12 +31,34 @@ def where(mask: Tensor, a: Any, b: Any) -> Any:
     return map(lambda x, y: torch.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, y), a, b)
 
 
-def ravel(tree: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """All leaves as one vector `[P]`, and the function that cuts such a vector into views of the tree's shapes."""
+def pack(tree: Any, axes: int = 0) -> tuple[dict[torch.dtype, Tensor], Callable[[dict[torch.dtype, Tensor]], Any]]:
+    """All leaves side by side, one tensor `[*lead, n]` for each dtype, where `lead` are the `axes` leading axes the leaves share.
+
+    Returns:
+        The packed tensors, and the function that cuts such tensors, with any leading axes, into views of the tree's shapes.
+    """
     flat, spec = pytree.tree_flatten(tree)
-    shapes, sizes = [x.shape for x in flat], [x.numel() for x in flat]
+    groups: dict[torch.dtype, list[int]] = {}
+    for i, x in enumerate(flat):
+        groups.setdefault(x.dtype, []).append(i)
+    shapes = [x.shape[axes:] for x in flat]
 
-    def unravel(vector: Tensor) -> Any:
-        return pytree.tree_unflatten([x.reshape(s) for x, s in zip(vector.split(sizes), shapes, strict=True)], spec)
+    def unpack(packed: dict[torch.dtype, Tensor]) -> Any:
+        out: list[Any] = [None] * len(shapes)
+        for dtype, members in groups.items():
+            parts = packed[dtype].split([shapes[i].numel() for i in members], -1)
+            for i, part in zip(members, parts, strict=True):
+                out[i] = part.reshape(part.shape[:-1] + shapes[i])
+        return pytree.tree_unflatten(out, spec)
 
-    return torch.cat([x.reshape(-1) for x in flat]), unravel
+    packed = {
+        dtype: torch.cat([flat[i].reshape(flat[i].shape[:axes] + (-1,)) for i in members], -1) for dtype, members in groups.items()
+    }
+    return packed, unpack
+
+
+def ravel(tree: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """All leaves, of one dtype, as one vector `[P]`, and the function that cuts such a vector into views of the tree's shapes."""
+    packed, unpack = pack(tree)
+    ((dtype, flat),) = packed.items()
+    return flat, lambda vector: unpack({dtype: vector})

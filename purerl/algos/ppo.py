@@ -116,7 +116,7 @@ def make_ppo(spec: EnvSpec, config: PPOConfig = PPOConfig(), net: nn.Module | No
         start = (flat, state.opt, torch.zeros((), dtype=torch.bool, device=key.device))
         (flat, opt, _), info = scan(minibatch, start, (rows, epoch_ends))
         info = tree.map(lambda x: x.mean(0), info)
-        return state.replace(params=unravel(flat), opt=opt, key=key), info.set("lr", lr)
+        return state.replace(params=tree.map(torch.clone, unravel(flat)), opt=opt, key=key), info.set("lr", lr)
 
     return Algorithm(
         init=partial(ac.init, policy, spec, config, optimizer),
@@ -124,7 +124,7 @@ def make_ppo(spec: EnvSpec, config: PPOConfig = PPOConfig(), net: nn.Module | No
         update=update,
         mode=partial(ac.mode, policy),
         draw=policy.dist.draw,
-        carry=lambda n_envs: TensorDict(batch_size=[n_envs]),
+        carry=lambda n_envs: TensorDict(),
         spec=spec,
         config=config,
     )

@@ -1,0 +1,34 @@
+"""Deep reinforcement learning as pure functions in PyTorch."""
+
+from purerl import distributions, envs, losses, nets, normalize, optim, random, tree
+from purerl.algos import A2CConfig, PPOConfig, make_a2c, make_ppo
+from purerl.base import Algorithm, Batch, Env, EnvSpec, Inputs
+from purerl.rollout import fuse, rollout
+from purerl.transforms import compile, scan, vmap
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "A2CConfig",
+    "Algorithm",
+    "Batch",
+    "Env",
+    "EnvSpec",
+    "Inputs",
+    "PPOConfig",
+    "compile",
+    "distributions",
+    "envs",
+    "fuse",
+    "losses",
+    "make_a2c",
+    "make_ppo",
+    "nets",
+    "normalize",
+    "optim",
+    "random",
+    "rollout",
+    "scan",
+    "tree",
+    "vmap",
+]

@@ -59,24 +59,25 @@ def init_actors(algo: Algorithm, env: Env, n_envs: int, key: Tensor) -> Actors:
     return Actors(env=env_state, inputs=inputs, carry=algo.carry(n_envs), done=done)
 
 
+def draw_ahead(draw: Callable[[Tensor], Any], key: Tensor, n_steps: int, n_envs: int) -> Any:
+    """The noise `[T, B, ...]` of a whole fragment; step `t` of environment `b` draws from the key's child `t * B + b`."""
+    return vmap(vmap(draw))(random.split(key, n_steps * n_envs).reshape(n_steps, n_envs, 2))
+
+
 def rollout(algo: Algorithm, env: Env, state: Any, actors: Actors, n_steps: int, key: Tensor) -> tuple[Actors, Batch]:
     """Act for `n_steps` steps in each environment.
 
     Args:
         state: the algorithm's state, which does not change meanwhile.
         actors: `[B]`.
-        key: `[2]`; step `t` of environment `b` draws from keys `t * B + b` of its two halves.
+        key: `[2]`; its first half is for the policy's draws, its second for the environment's.
 
     Returns:
         The actors after the last step, and the batch `[T, B]`.
     """
     (n_envs,) = actors.done.shape
-
-    def draw_ahead(draw: Any, key: Tensor) -> Any:
-        return vmap(vmap(draw))(random.split(key, n_steps * n_envs).reshape(n_steps, n_envs, 2))
-
     act_key, env_key = random.split(key)
-    noises = draw_ahead(algo.draw, act_key), draw_ahead(env.draw, env_key)
+    noises = draw_ahead(algo.draw, act_key, n_steps, n_envs), draw_ahead(env.draw, env_key, n_steps, n_envs)
 
     def step(actors: Actors, noises: tuple[Any, Any]) -> tuple[Actors, dict]:
         act_noise, env_noise = noises
@@ -102,12 +103,16 @@ def rollout(algo: Algorithm, env: Env, state: Any, actors: Actors, n_steps: int,
     return after, Batch(**steps, carry=actors.carry, last=after.inputs)
 
 
-def fuse(algo: Algorithm, env: Env, n_envs: int, n_steps: int) -> tuple[Callable, Callable]:
+def fuse(algo: Algorithm, env: Env, n_envs: int | None = None, n_steps: int | None = None) -> tuple[Callable, Callable]:
     """Compose collecting and learning into one pure step.
+
+    Args:
+        n_envs, n_steps: the batch `[n_steps, n_envs]`; those of the algorithm's config when omitted.
 
     Returns:
         `init(key) -> TrainState` and `step(TrainState) -> (TrainState, info)`, one rollout `[n_steps, n_envs]` and one update.
     """
+    n_envs, n_steps = n_envs or algo.config.n_envs, n_steps or algo.config.n_steps
 
     def init(key: Tensor) -> TrainState:
         key, algo_key, env_key = random.split(key, 3)

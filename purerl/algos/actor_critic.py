@@ -1,6 +1,7 @@
 """What A2C and PPO share: the state, acting, and the advantages of a batch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from purerl import config as cfg
 from purerl import distributions, nets, random, tree
-from purerl.base import Batch, EnvSpec, Inputs
+from purerl.base import Algorithm, Batch, EnvSpec, Inputs
 from purerl.distributions import Distribution
-from purerl.losses import gae
+from purerl.losses import gae, masked_mean
 from purerl.normalize import Moments, RewardScale, init_moments, init_reward_scale, scale_rewards, standardize, update_moments
 from purerl.optim import Optimizer, apply_updates
 
@@ -103,6 +104,8 @@ def estimate(policy: Policy, config: Any, state: ActorCriticState, batch: Batch)
         The state, and `obs`, `action`, `log_prob`, `value`, `advantage`, `target`, `valid`, each `[T * B, ...]`.
     """
     n_steps, n_envs = batch.reward.shape
+    if config.normalize_reward and n_envs != config.n_envs:
+        raise ValueError(f"batch: {n_envs} environments, but n_envs = {config.n_envs} in the config, which normalize_reward follows")
     all_obs = policy.see(state, tree.map(lambda x, last: torch.cat([x, last[None]]), batch.inputs.obs, batch.last.obs))
     _, values = nets.apply(policy.net, state.params, tree.map(lambda x: x.flatten(0, 1), all_obs))
     values = values.reshape(n_steps + 1, n_envs)
@@ -129,8 +132,31 @@ def estimate(policy: Policy, config: Any, state: ActorCriticState, batch: Batch)
     return state, tree.map(lambda x: x.flatten(0, 1), samples)
 
 
+def advantages(config: Any, samples: TensorDict) -> Tensor:
+    """The samples' advantages `[N]`, standardized over the valid ones if the config says so."""
+    advantage = samples["advantage"]
+    if not config.normalize_advantage:
+        return advantage
+    centred = advantage - masked_mean(advantage, samples["valid"])
+    return centred / (torch.sqrt(masked_mean(centred**2, samples["valid"])) + 1e-8)
+
+
 def descend(loss: Callable, optimizer: Optimizer, unravel: Callable, params: Tensor, opt: TensorDict, *args: Any) -> tuple:
     """One gradient step on the flat parameters `[P]`: `(params, opt, info)`, where `loss(params, *args) -> (loss, info)`."""
     grads, info = torch.func.grad(lambda p: loss(unravel(p), *args), has_aux=True)(params)
     updates, opt = optimizer.update(grads, opt, params)
     return apply_updates(params, updates), opt, info
+
+
+def algorithm(policy: Policy, spec: EnvSpec, config: Any, optimizer: Callable, update: Callable) -> Algorithm:
+    """The record of an actor-critic whose `update` is given."""
+    return Algorithm(
+        init=partial(init, policy, spec, config, optimizer),
+        act=partial(act, policy),
+        update=update,
+        mode=partial(mode, policy),
+        draw=policy.dist.draw,
+        carry=lambda n_envs: TensorDict(),
+        spec=spec,
+        config=config,
+    )

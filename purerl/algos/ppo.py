@@ -2,8 +2,8 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
 
+import gymnasium as gym
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from purerl.transforms import scan
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """Defaults for classic control; `for_space` gives those for continuous actions and for images. Floats can be swept."""
+    """Defaults for discrete classic control; `default_config` gives those for continuous actions and images. Floats can be swept."""
 
     n_envs: int = cfg.count(4, "parallel environments a seed")
     n_steps: int = cfg.count(128, "steps in each environment between updates")
@@ -54,17 +54,37 @@ class PPOConfig:
             )
 
 
-def make_ppo(spec: EnvSpec, config: PPOConfig = PPOConfig(), net: nn.Module | None = None) -> Algorithm:
+def default_config(spec: EnvSpec) -> PPOConfig:
+    """CleanRL's settings for an environment's spaces: `ppo.py`, `ppo_continuous_action.py` or `ppo_atari.py`."""
+    if nets.is_image(spec.observation_space):
+        return PPOConfig(n_envs=8, clip=0.1, shared_torso=True, total_steps=10_000_000)
+    if isinstance(spec.action_space, gym.spaces.Box):
+        return PPOConfig(
+            n_envs=1,
+            n_steps=2048,
+            epochs=10,
+            n_minibatches=32,
+            lr=3e-4,
+            ent_coef=0.0,
+            total_steps=1_000_000,
+            normalize_obs=nets.is_vector(spec.observation_space),
+            normalize_reward=True,
+        )
+    return PPOConfig()
+
+
+def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | None = None) -> Algorithm:
     """PPO for discrete, multi-discrete and continuous actions.
 
     Args:
         spec: the environment's.
-        config: what shapes the program, and the start values of `state.hyper`.
+        config: what shapes the program, and the start values of `state.hyper`; `default_config(spec)` when omitted.
         net: your own module `forward(obs [N, ...]) -> (params [N, P], value [N])`, on any device; only its shapes are used.
 
     Raises:
         ValueError: an observation or action space that PPO cannot take.
     """
+    config = config or default_config(spec)
     policy = ac.make_policy(spec, config, net)
 
     def optimizer(hyper: TensorDict, lr: float | Tensor = 0.0) -> optim.Optimizer:
@@ -73,10 +93,7 @@ def make_ppo(spec: EnvSpec, config: PPOConfig = PPOConfig(), net: nn.Module | No
     def loss(params: TensorDict, samples: TensorDict, hyper: TensorDict, clip: Tensor) -> tuple[Tensor, TensorDict]:
         dist_params, value = nets.apply(policy.net, params, samples["obs"])
         mean = partial(masked_mean, mask=samples["valid"])
-        advantage = samples["advantage"]
-        if config.normalize_advantage:
-            centred = advantage - mean(advantage)
-            advantage = centred / (torch.sqrt(mean(centred**2)) + 1e-8)
+        advantage = ac.advantages(config, samples)
         log_ratio = policy.dist.log_prob(dist_params, samples["action"]) - samples["log_prob"]
         if config.clip_value:
             value_error = clipped_value_loss(value, samples["value"], samples["target"], clip)
@@ -118,13 +135,4 @@ def make_ppo(spec: EnvSpec, config: PPOConfig = PPOConfig(), net: nn.Module | No
         info = tree.map(lambda x: x.mean(0), info)
         return state.replace(params=tree.map(torch.clone, unravel(flat)), opt=opt, key=key), info.set("lr", lr)
 
-    return Algorithm(
-        init=partial(ac.init, policy, spec, config, optimizer),
-        act=partial(ac.act, policy),
-        update=update,
-        mode=partial(ac.mode, policy),
-        draw=policy.dist.draw,
-        carry=lambda n_envs: TensorDict(),
-        spec=spec,
-        config=config,
-    )
+    return ac.algorithm(policy, spec, config, optimizer, update)

@@ -37,7 +37,7 @@ def step(state: Tensor, action: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tens
     v_rate = push - POLE_MOMENT * spin_rate * cos / TOTAL_MASS
     state = torch.stack([x + TAU * v, v + TAU * v_rate, angle + TAU * spin, spin + TAU * spin_rate], -1)
     terminated = (state[..., 0].abs() > MAX_POSITION) | (state[..., 2].abs() > MAX_ANGLE)
-    return state, state, torch.ones_like(x), terminated, torch.zeros_like(terminated), {}
+    return state, state.float(), torch.ones_like(x).float(), terminated, torch.zeros_like(terminated), {}
 
 
 ENV = Env(SPEC, reset, step, draw)

@@ -34,4 +34,4 @@ def time_limit(env: Env, max_steps: int) -> Env:
         steps = state["steps"] + 1
         return TensorDict(inner=inner, steps=steps), obs, reward, terminated, truncated | (steps >= max_steps), info
 
-    return Env(env.spec._replace(max_episode_steps=max_steps), reset, step, env.draw)
+    return env._replace(spec=env.spec._replace(max_episode_steps=max_steps), reset=reset, step=step)

@@ -1,7 +1,7 @@
 """Networks: ordinary modules, with their parameters outside."""
 
 from purerl.nets.init import SCHEMES, apply, init, kaiming_uniform, orthogonal
-from purerl.nets.modules import ACTIVATIONS, ActorCritic, Flatten, GaussianHead, NatureCNN, is_vector, linear, mlp, torso
+from purerl.nets.modules import ACTIVATIONS, ActorCritic, Flatten, GaussianHead, NatureCNN, is_image, is_vector, linear, mlp, torso
 
 __all__ = [
     "ACTIVATIONS",
@@ -12,6 +12,7 @@ __all__ = [
     "NatureCNN",
     "apply",
     "init",
+    "is_image",
     "is_vector",
     "kaiming_uniform",
     "linear",

@@ -93,7 +93,7 @@ class NatureCNN(nn.Module):
 
 def torso(space: gym.Space, hidden: Sequence[int], activation: str) -> tuple[nn.Module, int]:
     """The torso for an observation space and its width: NatureCNN for `[C, H, W]` uint8 images, else an MLP on the flat vector."""
-    if isinstance(space, gym.spaces.Box) and space.dtype == "uint8" and len(space.shape) == 3:
+    if is_image(space):
         cnn = NatureCNN(space.shape)  # type: ignore[arg-type]
         return cnn, cnn.width
     flatten = Flatten(space)
@@ -143,3 +143,8 @@ class ActorCritic(nn.Module):
 def is_vector(space: gym.Space) -> bool:
     """Whether a space is a Box of floats."""
     return isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
+
+
+def is_image(space: gym.Space) -> bool:
+    """Whether a space is a Box of `[C, H, W]` bytes."""
+    return isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3

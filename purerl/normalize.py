@@ -10,24 +10,24 @@ from purerl.losses.returns import linear_recurrence
 _EPS = 1e-8
 
 
-class Moments(TensorClass["shadow"]):
+class Moments(TensorClass):
     """Mean and variance of what was seen so far.
 
     Attributes:
-        mean: `[*shape]` float32.
-        var: `[*shape]` float32, of the population.
+        average: `[*shape]` float32.
+        variance: `[*shape]` float32, of the population.
         count: `[]` float32, a small prior at first.
     """
 
-    mean: Tensor
-    var: Tensor
+    average: Tensor
+    variance: Tensor
     count: Tensor
 
 
 def init_moments(shape: torch.Size, device: torch.device | None = None) -> Moments:
     """Mean 0, variance 1, with a prior weight of 1e-4."""
     ones = torch.ones(shape, device=device)
-    return Moments(mean=torch.zeros_like(ones), var=ones, count=torch.full((), 1e-4, device=device))
+    return Moments(average=torch.zeros_like(ones), variance=ones, count=torch.full((), 1e-4, device=device))
 
 
 def update_moments(moments: Moments, x: Tensor, mask: Tensor) -> Moments:
@@ -37,17 +37,17 @@ def update_moments(moments: Moments, x: Tensor, mask: Tensor) -> Moments:
     mean = (x * weight).sum(0) / n.clamp(min=1.0)
     var = ((x - mean) ** 2 * weight).sum(0) / n.clamp(min=1.0)
     total = moments.count + n
-    delta = mean - moments.mean
+    delta = mean - moments.average
     return Moments(
-        mean=moments.mean + delta * n / total,
-        var=(moments.var * moments.count + var * n + delta**2 * moments.count * n / total) / total,
+        average=moments.average + delta * n / total,
+        variance=(moments.variance * moments.count + var * n + delta**2 * moments.count * n / total) / total,
         count=total,
     )
 
 
 def standardize(moments: Moments, x: Tensor, clip: float = 10.0) -> Tensor:
     """`(x - mean) / std`, clipped."""
-    return torch.clamp((x - moments.mean) / torch.sqrt(moments.var + _EPS), -clip, clip)
+    return torch.clamp((x - moments.average) / torch.sqrt(moments.variance + _EPS), -clip, clip)
 
 
 class RewardScale(TensorClass):
@@ -72,5 +72,5 @@ def scale_rewards(scale: RewardScale, batch: Batch, gamma: float | Tensor, clip:
     go_on = batch.valid.float()
     returns = linear_recurrence(gamma * go_on, batch.reward * go_on, scale.returns)
     moments = update_moments(scale.moments, returns.flatten(), batch.valid.flatten())
-    rewards = torch.clamp(batch.reward / torch.sqrt(moments.var + _EPS), -clip, clip)
+    rewards = torch.clamp(batch.reward / torch.sqrt(moments.variance + _EPS), -clip, clip)
     return RewardScale(returns=returns[-1], moments=moments), rewards

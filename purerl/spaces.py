@@ -8,14 +8,17 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from purerl.base import EnvSpec
+
 
 def to_tensors(x: Any) -> Tensor | TensorDict:
-    """A numpy observation of any nesting as tensors: Dict and Tuple become TensorDicts (a Tuple's keys are "0", "1", ...)."""
+    """A numpy observation of any nesting as tensors: Dict and Tuple become TensorDicts (a Tuple's keys are "0", "1", ...), float64 float32."""
     if isinstance(x, dict):
         return TensorDict({name: to_tensors(part) for name, part in x.items()})
     if isinstance(x, tuple):
         return TensorDict({str(i): to_tensors(part) for i, part in enumerate(x)})
-    return torch.as_tensor(np.asarray(x))
+    x = np.asarray(x)
+    return torch.from_numpy(x.astype(np.float32) if x.dtype == np.float64 else x)
 
 
 def zero_actions(space: gym.Space, n: int, device: torch.device | None = None) -> Tensor:
@@ -30,3 +33,14 @@ def clip_actions(space: gym.Space, action: Tensor) -> Tensor:
         return action
     low, high = (torch.as_tensor(bound, dtype=action.dtype, device=action.device) for bound in (space.low, space.high))
     return torch.minimum(torch.maximum(action, low), high)
+
+
+def check_spaces(found: EnvSpec, wanted: EnvSpec) -> None:
+    """Refuse an environment whose spaces are not those an algorithm was made for.
+
+    Raises:
+        ValueError: naming the space and both its values.
+    """
+    for name in ("observation_space", "action_space"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise ValueError(f"{found.id}: {name} is {getattr(found, name)}, but the algorithm was made for {getattr(wanted, name)}")

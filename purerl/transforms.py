@@ -32,7 +32,13 @@ def compile(f: Callable, threads: int = 1) -> Callable:
         "post_grad_custom_pre_pass": passes.CheapTanh(),
         "post_grad_custom_post_pass": passes.OwnLoopOperands(),
     }
-    return torch.compile(f, fullgraph=True, dynamic=False, options=options)
+
+    def call(*args: Any) -> Any:
+        return f(*args)
+
+    # Dynamo keeps what it compiled with the code object; one of its own, or every function made by `vmap` would share a cache.
+    call.__code__ = call.__code__.replace()
+    return torch.compile(call, fullgraph=True, dynamic=False, options=options)
 
 
 def vmap(f: Callable, in_dims: Any = 0) -> Callable:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from tensordict import is_tensor_collection
 from torch import Tensor
 
 map = pytree.tree_map
@@ -24,6 +25,15 @@ def cat(trees: Sequence[Any]) -> Any:
 def index(tree: Any, i: Any) -> Any:
     """The tree of `leaf[i]`."""
     return map(lambda x: x[i], tree)
+
+
+def lead(tree: Any, n: int | None) -> Any:
+    """The tree with its TensorDicts told that all leaves share a first axis of `n`, as `vmap` wants to know; None: no such axis."""
+    if not is_tensor_collection(tree):
+        return tree
+    tree = tree.copy()
+    tree.batch_size = [] if n is None else [n]
+    return tree
 
 
 def where(mask: Tensor, a: Any, b: Any) -> Any:

@@ -18,7 +18,7 @@ def orthogonal(key: Tensor, shape: torch.Size, gain: float) -> Tensor:
     tall, wide = max(rows, columns), min(rows, columns)
     q, r = torch.linalg.qr(random.normal(key, (tall, wide)))
     q = q * torch.sign(torch.diagonal(r, dim1=-2, dim2=-1)).unsqueeze(-2)
-    return gain * (q if rows >= columns else q.transpose(-2, -1)).reshape(shape)
+    return gain * (q if rows >= columns else q.transpose(-2, -1)).contiguous().reshape(shape)
 
 
 def kaiming_uniform(key: Tensor, shape: torch.Size, gain: float) -> Tensor:

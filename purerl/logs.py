@@ -1,0 +1,67 @@
+"""Where figures go: rllab's folder of CSV files, and TensorBoard."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any, TextIO
+
+from tensorboardX import SummaryWriter
+
+from purerl.checkpoint import write_atomically
+
+STEPS, TIME, RATE = "Diagnostics/CumSteps", "Diagnostics/CumTime (s)", "Diagnostics/StepsPerSecond"
+
+
+class CsvLog:
+    """`progress.csv` of one lane; every row is on its way to the disk when `write` returns.
+
+    Args:
+        folder: of the lane.
+        keep_steps: rows beyond this step count, left by a run that was killed after its last checkpoint, are dropped.
+    """
+
+    def __init__(self, folder: Path, keep_steps: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "progress.csv"
+        header, rows = read_rows(path) if path.exists() else ([], [])
+        rows = [row for row in rows if int(row[STEPS]) <= keep_steps]
+        text = io.StringIO()
+        if rows:
+            writer = csv.DictWriter(text, header, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        write_atomically(path, text.getvalue().encode())
+        self._file: TextIO = open(path, "a", newline="")
+        self._fields = header if rows else None
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self._fields is None:
+            self._fields = list(row)
+            self._file.write(",".join(self._fields) + "\n")
+        csv.DictWriter(self._file, self._fields, lineterminator="\n").writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The header and the whole rows of a `progress.csv`; a last line cut short is left out."""
+    text = path.read_text()
+    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+    header = lines[0] if lines else []
+    return header, [dict(zip(header, line, strict=True)) for line in lines[1:] if len(line) == len(header)]
+
+
+class TensorBoardLog:
+    """TensorBoard scalars of one run."""
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def write(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, int(row[STEPS]))
+
+    def close(self) -> None:
+        self._writer.close()

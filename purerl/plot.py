@@ -1,0 +1,79 @@
+"""Learning curves: the inter-quartile mean over seeds with its bootstrap confidence band (Agarwal et al. 2021)."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from purerl.logs import STEPS, read_rows
+
+
+def read_curves(folder: Path, column: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The curves below a run's folder, by variant.
+
+    Returns:
+        For each variant, steps `[N]` and values `[seeds, N]`, cut to the steps that all its seeds have reached.
+
+    Raises:
+        ValueError: no `progress.csv` with rows below the folder, or no such column.
+    """
+    groups = defaultdict(list)
+    for path in sorted(folder.rglob("progress.csv")):
+        header, rows = read_rows(path)
+        if rows and column not in header:
+            raise ValueError(f"{path}: no column {column!r}; it has {', '.join(header)}")
+        if rows:
+            variant = str(path.parent.parent.relative_to(folder))
+            curve = [(float(row[STEPS]), float(row[column])) for row in rows]
+            groups["" if variant == "." else variant].append(np.array(curve))
+    if not groups:
+        raise ValueError(f"{folder}: no progress.csv with rows below it")
+    curves = {}
+    for variant, seeds in groups.items():
+        n = min(len(seed) for seed in seeds)
+        values = np.stack([seed[:n, 1] for seed in seeds])
+        known = ~np.isnan(values).any(0)
+        curves[variant] = seeds[0][:n, 0][known], values[:, known]
+    return curves
+
+
+def interquartile_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inter-quartile mean over seeds `[seeds, N] -> [N]`, and the ends of its 95 % bootstrap interval."""
+    from scipy import stats
+
+    centre = stats.trim_mean(values, 0.25, axis=0)
+    if len(values) < 2:
+        return centre, centre, centre
+    band = stats.bootstrap(
+        (values,), lambda x, axis: stats.trim_mean(x, 0.25, axis=axis), axis=0, n_resamples=500, method="percentile", rng=0
+    ).confidence_interval
+    return centre, band.low, band.high
+
+
+def plot(folders: list[Path], out: Path, column: str = "ReturnAverage") -> None:
+    """Draw the curves of one or several runs into one picture.
+
+    Raises:
+        ValueError: as `read_curves`.
+        ImportError: the `plot` extra is not installed.
+    """
+    try:
+        import scipy  # noqa: F401
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f'plot: {error}; install what it needs with: pip install "purerl[plot]"') from None
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for folder in folders:
+        for variant, (steps, values) in read_curves(folder, column).items():
+            centre, low, high = interquartile_mean(values)
+            name = " ".join(filter(None, [folder.name if len(folders) > 1 else "", variant])) or folder.name
+            (line,) = axes.plot(steps, centre, label=f"{name} ({len(values)} seed{'s' if len(values) > 1 else ''})")
+            axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+    axes.set(xlabel="environment steps", ylabel="return, mean of the last 100 episodes" if column == "ReturnAverage" else column)
+    axes.set_title("inter-quartile mean over seeds, 95 % bootstrap band")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)

@@ -1,0 +1,382 @@
+"""The training loop: everything that holds files, clocks, threads and processes, and no mathematics."""
+
+import dataclasses
+import gc
+import itertools
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tensordict import TensorClass, TensorDict
+from torch import Tensor
+
+from purerl import algos, checkpoint, envs, logs, random, samplers, tree
+from purerl import config as cfg
+from purerl.base import Algorithm, Env
+from purerl.episodes import Episodes, init_episodes, mean_length, mean_return, record_episodes
+from purerl.rollout import fuse
+from purerl.transforms import compile, vmap
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run is, as `config.json` keeps it.
+
+    Attributes:
+        algo, env: names.
+        seeds: how many seeds of each variant, `0, 1, ...`
+        steps: environment steps of each lane.
+        config: the algorithm's config fields; a list where a field is swept.
+        device: where the algorithm lives.
+    """
+
+    algo: str
+    env: str
+    seeds: int
+    steps: int
+    config: dict[str, Any]
+    device: str = "cpu"
+
+
+class HostState(TensorClass):
+    """`TrainState` without the environments, which live outside."""
+
+    algo: TensorClass
+    episodes: Episodes
+    key: Tensor
+
+
+class Program(NamedTuple):
+    """A run as two functions over the state of all lanes, a tree with a leading axis `[L]`.
+
+    Attributes:
+        init: `init(keys [L, 2]) -> state`.
+        step: `step(state) -> (state, info)`, one batch and one update in every lane.
+        close: gives back threads and environments.
+    """
+
+    init: Callable[[Tensor], Any]
+    step: Callable[[Any], tuple[Any, TensorDict]]
+    close: Callable[[], None]
+
+
+class Progress(NamedTuple):
+    """Where a run stands: steps done and to do in each lane, steps a second in all lanes, mean return, seconds left."""
+
+    steps: int
+    total: int
+    rate: float
+    mean_return: float
+    left: float
+
+
+class Failure(NamedTuple):
+    """A lane that stopped because its loss was no longer a number."""
+
+    lane: str
+    steps: int
+
+
+def plan(algo: str, env: str, seeds: int, steps: int, overrides: dict[str, Any], device: str = "cpu") -> Run:
+    """Check a run before any work is done.
+
+    Args:
+        overrides: config fields; a list of values sweeps the field.
+
+    Raises:
+        ValueError, ImportError: naming the field, its value and what is allowed.
+    """
+    entry = algos.find(algo)
+    if seeds < 1:
+        raise ValueError(f"seeds = {seeds} is not at least 1")
+    spec = envs.make(env).spec
+    default = entry.default_config(spec)
+    fields = {f.name for f in dataclasses.fields(default)}
+    for name in overrides:
+        if name not in fields:
+            raise ValueError(f"{algo} has no config field {name!r}; it has {', '.join(sorted(fields))}")
+    for name, value in overrides.items():
+        if isinstance(value, list) and name not in cfg.sweepable(dataclasses.replace(default, **{name: value[0]})):
+            raise ValueError(f"{name} = {value} cannot be swept: it shapes the program; only {', '.join(cfg.sweepable(default))} can")
+    config = {**dataclasses.asdict(default), "total_steps": steps, **overrides}
+    run = Run(algo, env, seeds, steps, config, device)
+    for variant in variants(run):
+        batch = make_config(run, variant)
+        entry.make(spec, batch)
+    n = batch.n_envs * batch.n_steps
+    if steps < n:
+        raise ValueError(f"steps = {steps} is less than one batch of n_envs * n_steps = {batch.n_envs} * {batch.n_steps} = {n}")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device = {device!r} is not available; this machine has only 'cpu'")
+    return run
+
+
+def variants(run: Run) -> list[dict[str, float]]:
+    """The swept fields' values, one dict a variant; one empty dict if nothing is swept."""
+    swept = {name: value for name, value in run.config.items() if isinstance(value, list) and name != "hidden"}
+    return [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
+
+
+def lanes(run: Run) -> list[tuple[dict[str, float], int]]:
+    """A variant and a seed for each lane."""
+    return [(variant, seed) for variant in variants(run) for seed in range(run.seeds)]
+
+
+def lane_name(variant: dict[str, float], seed: int) -> str:
+    """The lane's folder: `seed_000`, or `lr=0.001,clip=0.1/seed_000` in a sweep."""
+    prefix = ",".join(f"{name}={value:g}" for name, value in variant.items())
+    return f"{prefix}/seed_{seed:03d}" if prefix else f"seed_{seed:03d}"
+
+
+def make_config(run: Run, variant: dict[str, float]) -> Any:
+    """The algorithm's config of one variant."""
+    values = {**run.config, **variant}
+    return algos.find(run.algo).config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def guard(step: Callable) -> Callable:
+    """A lane whose loss or parameters are no longer finite stands still at its last good state."""
+
+    def guarded(state: Any, *batch: Any) -> tuple[Any, TensorDict]:
+        new, info = step(state, *batch)
+        checked = [info["loss"], *tree.leaves(new.algo.params)]
+        finite = torch.stack([torch.isfinite(x).all() for x in checked]).all()
+        return tree.where(finite, new, state), info
+
+    return guarded
+
+
+def make_program(run: Run, algo: Algorithm, env: Env | envs.HostEnv, start: int) -> Program:
+    """The run's program, about to make update number `start`."""
+    n_lanes = len(lanes(run))
+    return pure_program(algo, env, n_lanes) if isinstance(env, Env) else host_program(algo, env, start)
+
+
+def pure_program(algo: Algorithm, env: Env, n_lanes: int) -> Program:
+    """Rollout and update fused; the lanes run as tiles of equal size, one thread each."""
+    init, step = fuse(algo, env)
+    compiled = compile(vmap(guard(step)))
+    cores = torch.get_num_threads()
+    n_tiles = max(n for n in range(1, cores + 1) if n_lanes % n == 0)
+    size = n_lanes // n_tiles
+    pool = ThreadPoolExecutor(n_tiles, initializer=lambda: torch.set_num_threads(1))
+    compiling = True
+
+    def step_all(state: Any) -> tuple[Any, TensorDict]:
+        nonlocal compiling
+        tiles = [tree.lead(tree.index(state, slice(i * size, (i + 1) * size)), size) for i in range(n_tiles)]
+        if compiling:  # in one thread, once
+            done = [pool.submit(compiled, tile).result() for tile in tiles]
+            compiling = False
+        else:
+            done = list(pool.map(compiled, tiles))
+        return done[0] if n_tiles == 1 else tree.lead(tree.cat([d[0] for d in done]), n_lanes), tree.cat([d[1] for d in done])
+
+    return Program(vmap(init), step_all, pool.shutdown)
+
+
+def host_program(algo: Algorithm, env: envs.HostEnv, start: int) -> Program:
+    """Collect from outside, then update."""
+
+    def init(key: Tensor) -> HostState:
+        key, algo_key = random.split(key)
+        return HostState(algo=algo.init(algo_key), episodes=init_episodes(algo.config.n_envs, key.device), key=key)
+
+    def learn(state: HostState, batch: Any) -> tuple[HostState, TensorDict]:
+        algo_state, info = algo.update(state.algo, batch)
+        return HostState(algo=algo_state, episodes=record_episodes(state.episodes, batch), key=state.key), info
+
+    compiled = compile(vmap(guard(learn)))
+    pool = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(1))
+    feed: samplers.SerialFeed | None = None
+
+    def step(state: HostState) -> tuple[HostState, TensorDict]:
+        nonlocal feed
+        if feed is None:
+            keys = torch.vmap(lambda key: random.fold_in(key, start))(state.key)
+            feed = samplers.serial(env, algo, keys)
+        feed.publish(state.algo)
+        return compiled(state, next(feed).to(state.key.device))
+
+    def close() -> None:
+        if feed is not None:
+            feed.close()
+        pool.shutdown()
+
+    return Program(vmap(init), lambda state: pool.submit(step, state).result(), close)
+
+
+def initial_state(run: Run, program: Program) -> Any:
+    """All lanes before their first step, each with its seed's key and its variant's numbers."""
+    key = torch.stack([random.key(seed, run.device) for _, seed in lanes(run)])
+    state = program.init(key)
+    hyper = {name: torch.tensor([float(variant[name]) for variant, _ in lanes(run)], device=run.device) for name in variants(run)[0]}
+    state.algo.hyper = TensorDict({**state.algo.hyper, **hyper}, batch_size=[len(key)])
+    return state
+
+
+def prepare(out: Path, run: Run) -> None:
+    """Make the run's folder and describe the run in it.
+
+    Raises:
+        ValueError: the folder holds a run already, or cannot be written.
+    """
+    if (out / "config.json").exists():
+        raise ValueError(f"out: {out} already holds a run; choose another folder, or continue it with: purerl resume {out}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for variant, seed in lanes(run):
+            folder = out / lane_name(variant, seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            params = {"algo": run.algo, "env": run.env, "seed": seed, **run.config, **variant}
+            checkpoint.write_atomically(folder / "params.json", json.dumps(params, indent=2).encode())
+        checkpoint.write_atomically(out / "config.json", json.dumps(dataclasses.asdict(run), indent=2).encode())
+    except OSError as error:
+        raise ValueError(f"out: {out} cannot be written ({error.strerror})") from None
+
+
+def load_run(out: Path) -> Run:
+    """The run a folder describes.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    try:
+        return Run(**json.loads((out / "config.json").read_text()))
+    except (OSError, json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{out}: holds no run ({error})") from None
+
+
+def build(run: Run) -> tuple[Algorithm, Env | envs.HostEnv]:
+    """The run's algorithm and environment."""
+    env = envs.make(run.env)
+    return algos.find(run.algo).make(env.spec, make_config(run, variants(run)[0])), env
+
+
+def load_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> tuple[Any, dict[str, Any]]:
+    """The newest whole checkpoint of a run: the state of all lanes, and its meta.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    program = make_program(run, algo, env, 0)
+    try:
+        return checkpoint.load_newest(out / "checkpoints", initial_state(run, program))
+    finally:
+        program.close()
+
+
+def train(
+    run: Run,
+    out: Path,
+    resume: bool = False,
+    report: Callable[[Progress], None] = lambda progress: None,
+    checkpoint_every: float = 60.0,
+) -> list[Failure]:
+    """Train all lanes of a run, and leave `progress.csv` of each, TensorBoard events and checkpoints in its folder.
+
+    Args:
+        out: the folder: a prepared one (`prepare`), or one to resume.
+        resume: go on from the newest checkpoint, or from the start if there is none yet.
+        report: called several times a second with how far the run is.
+        checkpoint_every: seconds between checkpoints; one is always written at the end, and at Ctrl-C.
+
+    Returns:
+        The lanes that stopped because their loss was no longer a number; their last good state is in the checkpoint.
+
+    Raises:
+        CheckpointError: resuming, and none of the checkpoints is whole.
+    """
+    algo, env = build(run)
+    folder = out / "checkpoints"
+    saved = resume and any(folder.glob("step_*"))
+    state, meta = load_state(out, run, algo, env) if saved else (None, {"update": 0, "seconds": 0.0})
+    program = make_program(run, algo, env, meta["update"])
+    if state is None:
+        state = initial_state(run, program)
+
+    batch = algo.config.n_envs * algo.config.n_steps
+    n_updates, n_lanes = run.steps // batch, len(lanes(run))
+    row_every = max(1, n_updates // 200)
+    done = meta["update"] * batch
+    sinks = Sinks(out, run, done)
+    failed: dict[str, Failure] = {}
+    start = last_report = last_save = time.monotonic()
+    start_at = start - meta["seconds"]
+
+    def save(update: int) -> None:
+        checkpoint.save_step(folder, update * batch, state, {"update": update, "seconds": time.monotonic() - start_at})
+
+    update = meta["update"]
+    try:
+        while update < n_updates:
+            state, info = program.step(state)
+            update += 1
+            now = time.monotonic()
+            if update == meta["update"] + 1:
+                # Compilation is over: its objects need no visit by the garbage collector, and its time is no part of the rate.
+                gc.collect()
+                gc.freeze()
+                start, first = now, update
+            rate = (update - first) * batch * n_lanes / (now - start) if now > start else 0.0
+            if update % row_every == 0 or update == n_updates:
+                for lane, steps in zip(sinks.names, state.algo.steps.tolist(), strict=True):
+                    if steps != update * batch and lane not in failed:
+                        failed[lane] = Failure(lane, steps)
+                sinks.write(state, info, update * batch, now - start_at, rate / n_lanes, failed)
+            if now - last_report > 0.2 or update == n_updates:
+                left = (n_updates - update) * batch * n_lanes / rate if rate else float("nan")
+                report(Progress(update * batch, n_updates * batch, rate, float(sinks.mean_return), left))
+                last_report = now
+            if now - last_save > checkpoint_every and update % row_every == 0:
+                save(update)
+                last_save = now
+        save(update)
+    except KeyboardInterrupt:
+        save(update)
+        raise
+    finally:
+        sinks.close()
+        program.close()
+    return list(failed.values())
+
+
+class Sinks:
+    """The files figures go to: one CSV a lane, one TensorBoard run a variant (means over its seeds)."""
+
+    def __init__(self, out: Path, run: Run, keep_steps: int) -> None:
+        self.names = [lane_name(variant, seed) for variant, seed in lanes(run)]
+        self._csv = [logs.CsvLog(out / name, keep_steps) for name in self.names]
+        groups = [str(Path(name).parent) for name in self.names]
+        self._members = {group: [i for i, g in enumerate(groups) if g == group] for group in groups}
+        self._tb = {group: logs.TensorBoardLog(out / "tb" / group, keep_steps + 1) for group in self._members}
+        self.mean_return = np.nan
+
+    def write(self, state: Any, info: TensorDict, steps: int, seconds: float, rate: float, failed: dict[str, Failure]) -> None:
+        columns = {
+            "ReturnAverage": torch.vmap(mean_return)(state.episodes),
+            "LengthAverage": torch.vmap(mean_length)(state.episodes),
+            "Diagnostics/Episodes": state.episodes.count,
+            **info,
+        }
+        figures = {name: x.cpu().numpy().astype(np.float64) for name, x in columns.items()}
+        going = [name not in failed for name in self.names]
+        clock = {logs.STEPS: steps, logs.TIME: round(seconds, 3), logs.RATE: round(rate, 1)}
+        for i, lane in enumerate(self._csv):
+            if going[i]:
+                lane.write({**clock, **{name: x[i] for name, x in figures.items()}})
+        for group, members in self._members.items():
+            members = [i for i in members if going[i]]
+            if members:
+                self._tb[group].write({**clock, **{name: x[members].mean() for name, x in figures.items()}})
+        returns = figures["ReturnAverage"][going]
+        self.mean_return = np.nan if np.isnan(returns).all() else np.nanmean(returns)
+
+    def close(self) -> None:
+        for sink in [*self._csv, *self._tb.values()]:
+            sink.close()

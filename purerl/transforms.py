@@ -17,7 +17,7 @@ warnings.filterwarnings("ignore", message=".*not yet implemented the batching ru
 
 
 def compile(f: Callable, threads: int = 1) -> Callable:
-    """`torch.compile` as one whole graph, with the settings that suit many small networks.
+    """`torch.compile` as one whole graph, with the settings that suit many small networks; the results own their memory.
 
     Args:
         f: a pure function of trees.
@@ -34,7 +34,7 @@ def compile(f: Callable, threads: int = 1) -> Callable:
     }
 
     def call(*args: Any) -> Any:
-        return f(*args)
+        return _own(f(*args))
 
     # Dynamo keeps what it compiled with the code object; one of its own, or every function made by `vmap` would share a cache.
     call.__code__ = call.__code__.replace()
@@ -42,13 +42,15 @@ def compile(f: Callable, threads: int = 1) -> Callable:
 
 
 def vmap(f: Callable, in_dims: Any = 0) -> Callable:
-    """`torch.vmap` whose results own their memory.
-
-    An output that does not depend on the mapped input comes out of `torch.vmap` as one number seen many times (stride 0), which
-    compiled code takes for another kind of input than its own result.
-    """
+    """`torch.vmap` whose results own their memory."""
     mapped = torch.vmap(f, in_dims)
-    return lambda *args: tree.map(lambda x: x.clone(memory_format=torch.contiguous_format), mapped(*args))
+    return lambda *args: mapped(*args) if torch.compiler.is_compiling() else _own(mapped(*args))
+
+
+def _own(results: Any) -> Any:
+    """Results that share memory, or show one number many times (what `torch.vmap` makes of an output that does not depend on
+    the mapped input), would be another kind of input to the compiled function that they go back into."""
+    return tree.map(lambda x: x.clone(memory_format=torch.contiguous_format), results)
 
 
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -83,4 +85,4 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
         return tree.pack(carry)[0], tree.pack(y)[0]
 
     packed_carry, packed_ys = _scan(packed_body, packed_carry, packed_xs)
-    return tree.map(torch.clone, (unpack_carry(packed_carry), unpack_y(packed_ys)))
+    return unpack_carry(packed_carry), unpack_y(packed_ys)

@@ -133,6 +133,6 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | No
         start = (flat, state.opt, torch.zeros((), dtype=torch.bool, device=key.device))
         (flat, opt, _), info = scan(minibatch, start, (rows, epoch_ends))
         info = tree.map(lambda x: x.mean(0), info)
-        return state.replace(params=tree.map(torch.clone, unravel(flat)), opt=opt, key=key), info.set("lr", lr)
+        return state.replace(params=unravel(flat), opt=opt, key=key), info.set("lr", lr)
 
     return ac.algorithm(policy, spec, config, optimizer, update)

@@ -61,4 +61,4 @@ def init(module: nn.Module, key: Tensor, scheme: Scheme = orthogonal) -> TensorD
 def apply(module: nn.Module, params: TensorDict, *inputs: object) -> object:
     """Run a module with the given parameters (`torch.func.functional_call`)."""
     flat = params.flatten_keys(".")
-    return torch.func.functional_call(module, {name: flat.get(name) for name in flat.keys()}, inputs)
+    return torch.func.functional_call(module, {name: flat.get(name) for name in flat.keys()}, inputs, tie_weights=False)

@@ -88,12 +88,16 @@ class _Algorithms(click.Group):
         except ValueError as error:
             raise click.ClickException(str(error)) from None
         options = [
-            click.Option(["--env"], required=True, help="CartPole-v1 (pure where there is a port), gym:CartPole-v1, HalfCheetah-v5 ..."),
+            click.Option(
+                ["--env"], required=True, help="CartPole-v1 (pure where there is a port), gym:CartPole-v1, HalfCheetah-v5 ..."
+            ),
             click.Option(["--seeds"], type=int, default=1, show_default=True, help="seeds of each variant"),
             click.Option(["--steps"], type=int, help="environment steps of each lane [the preset's]"),
             click.Option(["--out"], type=click.Path(path_type=Path), required=True, help="folder of the run"),
             click.Option(["--device"], default="cpu", show_default=True),
-            click.Option(["--plot", "png"], type=click.Path(path_type=Path), help="draw the learning curve into this file at the end"),
+            click.Option(
+                ["--plot", "png"], type=click.Path(path_type=Path), help="draw the learning curve into this file at the end"
+            ),
         ]
         fields = [_field_option(f) for f in dataclasses.fields(entry.config) if f.name != "total_steps"]
 

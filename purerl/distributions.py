@@ -173,7 +173,7 @@ def for_space(space: gym.Space) -> Distribution:
         case gym.spaces.MultiDiscrete() if space.nvec.ndim == 1:
             return multi_categorical(tuple(int(n) for n in space.nvec))
         case gym.spaces.MultiBinary() if np.ndim(space.n) == 0:
-            return multi_categorical((2,) * int(space.n))
+            return multi_categorical((2,) * int(np.asarray(space.n)))
         case gym.spaces.Box() if np.issubdtype(space.dtype, np.floating):
             return diagonal_gaussian(space.shape)
         case _:

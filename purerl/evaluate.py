@@ -5,7 +5,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor
 
 from purerl import envs, tree
 from purerl.base import Algorithm, Env, Inputs
@@ -80,7 +79,12 @@ def record_video(algo: Algorithm, env_id: str, state: Any, path: str, seed: int)
         action, carry = algo.mode(state, Inputs(obs=seen, prev_action=action, prev_reward=reward, first=first), carry)
         sent = clip_actions(env.action_space, action)[0].numpy()
         obs, r, terminated, truncated, _ = env.step(sent.item() if sent.ndim == 0 else sent)
-        total, reward, first, done = total + float(r), torch.tensor([float(r)]), torch.zeros(1, dtype=torch.bool), terminated or truncated
+        total, reward, first, done = (
+            total + float(r),
+            torch.tensor([float(r)]),
+            torch.zeros(1, dtype=torch.bool),
+            terminated or truncated,
+        )
         frames.append(env.render())
     fps = env.metadata.get("render_fps", 30)
     env.close()

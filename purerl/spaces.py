@@ -12,7 +12,10 @@ from purerl.base import EnvSpec
 
 
 def to_tensors(x: Any) -> Tensor | TensorDict:
-    """A numpy observation of any nesting as tensors: Dict and Tuple become TensorDicts (a Tuple's keys are "0", "1", ...), float64 float32."""
+    """A numpy observation of any nesting as tensors.
+
+    Dict and Tuple become TensorDicts (a Tuple's keys are "0", "1", ...), float64 becomes float32.
+    """
     if isinstance(x, dict):
         return TensorDict({name: to_tensors(part) for name, part in x.items()})
     if isinstance(x, tuple):
@@ -43,4 +46,6 @@ def check_spaces(found: EnvSpec, wanted: EnvSpec) -> None:
     """
     for name in ("observation_space", "action_space"):
         if getattr(found, name) != getattr(wanted, name):
-            raise ValueError(f"{found.id}: {name} is {getattr(found, name)}, but the algorithm was made for {getattr(wanted, name)}")
+            raise ValueError(
+                f"{found.id}: {name} is {getattr(found, name)}, but the algorithm was made for {getattr(wanted, name)}"
+            )

@@ -102,7 +102,9 @@ def plan(algo: str, env: str, seeds: int, steps: int, overrides: dict[str, Any],
             raise ValueError(f"{algo} has no config field {name!r}; it has {', '.join(sorted(fields))}")
     for name, value in overrides.items():
         if isinstance(value, list) and name not in cfg.sweepable(dataclasses.replace(default, **{name: value[0]})):
-            raise ValueError(f"{name} = {value} cannot be swept: it shapes the program; only {', '.join(cfg.sweepable(default))} can")
+            raise ValueError(
+                f"{name} = {value} cannot be swept: it shapes the program; only {', '.join(cfg.sweepable(default))} can"
+            )
     config = {**dataclasses.asdict(default), "total_steps": steps, **overrides}
     run = Run(algo, env, seeds, steps, config, device)
     for variant in variants(run):
@@ -215,7 +217,9 @@ def initial_state(run: Run, program: Program) -> Any:
     """All lanes before their first step, each with its seed's key and its variant's numbers."""
     key = torch.stack([random.key(seed, run.device) for _, seed in lanes(run)])
     state = program.init(key)
-    hyper = {name: torch.tensor([float(variant[name]) for variant, _ in lanes(run)], device=run.device) for name in variants(run)[0]}
+    hyper = {
+        name: torch.tensor([float(variant[name]) for variant, _ in lanes(run)], device=run.device) for name in variants(run)[0]
+    }
     state.algo.hyper = TensorDict({**state.algo.hyper, **hyper}, batch_size=[len(key)])
     return state
 
@@ -295,30 +299,30 @@ def train(
     algo, env = build(run)
     folder = out / "checkpoints"
     saved = resume and any(folder.glob("step_*"))
-    state, meta = load_state(out, run, algo, env) if saved else (None, {"update": 0, "seconds": 0.0})
-    program = make_program(run, algo, env, meta["update"])
+    state, meta = load_state(out, run, algo, env) if saved else (None, {})
+    start_update, seconds = int(meta.get("update", 0)), float(meta.get("seconds", 0.0))
+    program = make_program(run, algo, env, start_update)
     if state is None:
         state = initial_state(run, program)
 
     batch = algo.config.n_envs * algo.config.n_steps
     n_updates, n_lanes = run.steps // batch, len(lanes(run))
     row_every = max(1, n_updates // 200)
-    done = meta["update"] * batch
-    sinks = Sinks(out, run, done)
+    sinks = Sinks(out, run, start_update * batch)
     failed: dict[str, Failure] = {}
     start = last_report = last_save = time.monotonic()
-    start_at = start - meta["seconds"]
+    start_at = start - seconds
 
     def save(update: int) -> None:
         checkpoint.save_step(folder, update * batch, state, {"update": update, "seconds": time.monotonic() - start_at})
 
-    update = meta["update"]
+    update = start_update
     try:
         while update < n_updates:
             state, info = program.step(state)
             update += 1
             now = time.monotonic()
-            if update == meta["update"] + 1:
+            if update == start_update + 1:
                 # Compilation is over: its objects need no visit by the garbage collector, and its time is no part of the rate.
                 gc.collect()
                 gc.freeze()
@@ -352,7 +356,7 @@ class Sinks:
     def __init__(self, out: Path, run: Run, keep_steps: int) -> None:
         self.names = [lane_name(variant, seed) for variant, seed in lanes(run)]
         self._csv = [logs.CsvLog(out / name, keep_steps) for name in self.names]
-        groups = [str(Path(name).parent) for name in self.names]
+        groups: list[str] = [str(Path(name).parent) for name in self.names]
         self._members = {group: [i for i, g in enumerate(groups) if g == group] for group in groups}
         self._tb = {group: logs.TensorBoardLog(out / "tb" / group, keep_steps + 1) for group in self._members}
         self.mean_return = np.nan
@@ -378,5 +382,7 @@ class Sinks:
         self.mean_return = np.nan if np.isnan(returns).all() else np.nanmean(returns)
 
     def close(self) -> None:
-        for sink in [*self._csv, *self._tb.values()]:
+        for lane in self._csv:
+            lane.close()
+        for sink in self._tb.values():
             sink.close()

@@ -3,7 +3,6 @@
 import dataclasses
 from functools import partial
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 

@@ -105,7 +105,9 @@ def estimate(policy: Policy, config: Any, state: ActorCriticState, batch: Batch)
     """
     n_steps, n_envs = batch.reward.shape
     if config.normalize_reward and n_envs != config.n_envs:
-        raise ValueError(f"batch: {n_envs} environments, but n_envs = {config.n_envs} in the config, which normalize_reward follows")
+        raise ValueError(
+            f"batch: {n_envs} environments, but n_envs = {config.n_envs} in the config, which normalize_reward follows"
+        )
     all_obs = policy.see(state, tree.map(lambda x, last: torch.cat([x, last[None]]), batch.inputs.obs, batch.last.obs))
     _, values = nets.apply(policy.net, state.params, tree.map(lambda x: x.flatten(0, 1), all_obs))
     values = values.reshape(n_steps + 1, n_envs)

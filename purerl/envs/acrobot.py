@@ -60,9 +60,7 @@ def _derivative(state: Tensor, torque: Tensor) -> Tensor:
         + (MASS * CENTRE + MASS * LENGTH) * GRAVITY * torch.cos(angle1 - math.pi / 2)
         + phi2
     )
-    rate2 = (torque + d2 / d1 * phi1 - MASS * LENGTH * CENTRE * spin1**2 * sin2 - phi2) / (
-        MASS * CENTRE**2 + INERTIA - d2**2 / d1
-    )
+    rate2 = (torque + d2 / d1 * phi1 - MASS * LENGTH * CENTRE * spin1**2 * sin2 - phi2) / (MASS * CENTRE**2 + INERTIA - d2**2 / d1)
     rate1 = -(d2 * rate2 + phi1) / d1
     return torch.stack([spin1, spin2, rate1, rate2], -1)
 

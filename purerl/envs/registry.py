@@ -56,7 +56,13 @@ def host(id: str, **kwargs: Any) -> HostEnv:
     def one(**more: Any) -> gym.Env:
         try:
             return gym.make(id, **kwargs, **more)
-        except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound, gym.error.DeprecatedEnv, gym.error.UnregisteredEnv):
+        except (
+            gym.error.NameNotFound,
+            gym.error.NamespaceNotFound,
+            gym.error.VersionNotFound,
+            gym.error.DeprecatedEnv,
+            gym.error.UnregisteredEnv,
+        ):
             raise ValueError(f"environment: {id!r} is not known{_nearest(id)}") from None
         except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
             raise ImportError(f"environment: {id!r} needs a package that is not installed ({error}){_extra(id)}") from None

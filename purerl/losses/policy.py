@@ -9,6 +9,11 @@ def policy_gradient_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
     return -log_prob * advantage
 
 
+def _clip(x: Tensor, bound: float | Tensor) -> Tensor:
+    bound = torch.as_tensor(bound, dtype=x.dtype, device=x.device)
+    return torch.minimum(torch.maximum(x, -bound), bound)
+
+
 def clipped_surrogate_loss(log_ratio: Tensor, advantage: Tensor, clip: float | Tensor) -> Tensor:
     """PPO's clipped surrogate, negated, `[...]` (Schulman et al. 2017, eq. 7).
 
@@ -18,7 +23,7 @@ def clipped_surrogate_loss(log_ratio: Tensor, advantage: Tensor, clip: float | T
         clip: the paper's epsilon.
     """
     ratio = log_ratio.exp()
-    clipped = 1.0 + torch.clamp(ratio - 1.0, -clip, clip)
+    clipped = 1.0 + _clip(ratio - 1.0, clip)
     return -torch.minimum(ratio * advantage, clipped * advantage)
 
 
@@ -29,7 +34,7 @@ def value_loss(value: Tensor, target: Tensor) -> Tensor:
 
 def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | Tensor) -> Tensor:
     """The larger of the plain loss and that of a value kept within `clip` of the old one, `[...]` (OpenAI baselines' PPO2)."""
-    kept = old_value + torch.clamp(value - old_value, -clip, clip)
+    kept = old_value + _clip(value - old_value, clip)
     return torch.maximum(value_loss(value, target), value_loss(kept, target))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -58,7 +59,7 @@ def init(module: nn.Module, key: Tensor, scheme: Scheme = orthogonal) -> TensorD
     return TensorDict(params).unflatten_keys(".")
 
 
-def apply(module: nn.Module, params: TensorDict, *inputs: object) -> object:
+def apply(module: nn.Module, params: TensorDict, *inputs: Any) -> Any:
     """Run a module with the given parameters (`torch.func.functional_call`)."""
     flat = params.flatten_keys(".")
     return torch.func.functional_call(module, {name: flat.get(name) for name in flat.keys()}, inputs, tie_weights=False)

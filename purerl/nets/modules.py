@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -37,7 +38,7 @@ class Flatten(nn.Module):
         return _flatten(self.space, obs)
 
 
-def _flatten(space: gym.Space, obs: Tensor | TensorDict) -> Tensor:
+def _flatten(space: gym.Space, obs: Any) -> Tensor:
     match space:
         case gym.spaces.Dict():
             return torch.cat([_flatten(part, obs[name]) for name, part in space.spaces.items()], -1)
@@ -122,9 +123,7 @@ class ActorCritic(nn.Module):
         shared: one torso for both heads.
     """
 
-    def __init__(
-        self, obs_space: gym.Space, action_space: gym.Space, hidden: Sequence[int], activation: str, shared: bool
-    ) -> None:
+    def __init__(self, obs_space: gym.Space, action_space: gym.Space, hidden: Sequence[int], activation: str, shared: bool) -> None:
         super().__init__()
         self.actor_torso, width = torso(obs_space, hidden, activation)
         self.critic_torso = None if shared else torso(obs_space, hidden, activation)[0]

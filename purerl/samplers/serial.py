@@ -33,7 +33,7 @@ class SerialFeed:
         self._act = compile(vmap(self._one_act))
         # Every environment of every seed has a seed of its own, whatever the number of the others.
         seeds = torch.vmap(lambda key: random.randint(random.fold_in(key, 0), (n_envs,), 0, 1 << 31))(keys)
-        obs, _ = vec.reset(seed=[int(seed) for seed in seeds.flatten()])
+        obs, _ = vec.reset(seed=[int(seed) for seed in seeds.flatten()])  # type: ignore[arg-type]
         self._seen = {
             "obs": self._lanes(obs),
             "prev_action": self._split(zero_actions(vec.single_action_space, vec.num_envs)),
@@ -71,11 +71,10 @@ class SerialFeed:
         self._fragment += 1
         noise = self._draw(torch.vmap(lambda key: random.fold_in(key, self._fragment))(self._keys))
         start = self._carry
-        columns, spec = [], None
-        for t in range(self._n_steps):
-            leaves, spec = pytree.tree_flatten(self._step(tree.map(lambda x: x[:, t], noise)))
-            columns.append(leaves)
-        batch = pytree.tree_unflatten([torch.stack(column, 1) for column in zip(*columns, strict=True)], spec)
+        noises = [tree.map(lambda x, t=t: x[:, t], noise) for t in range(self._n_steps)]
+        steps = [pytree.tree_flatten(self._step(noise)) for noise in noises]
+        columns = zip(*(leaves for leaves, _ in steps), strict=True)
+        batch = pytree.tree_unflatten([torch.stack(column, 1) for column in columns], steps[0][1])
         whole = Batch(
             inputs=Inputs(**batch.pop("seen")),
             **{**batch, "extras": TensorDict(batch["extras"])},

@@ -1,0 +1,63 @@
+"""`nox -s demo`, `tests`, `lint`, `bench`, `learn`: each sets up its own environment."""
+
+import nox
+
+nox.options.sessions = ["lint", "tests"]
+
+
+def install(session: nox.Session, extras: str) -> None:
+    session.install("-c", "constraints.txt", f".[{extras}]")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train 16 seeds of PPO on CartPole and draw the curve: runs/demo/curve.png."""
+    install(session, "plot")
+    session.run("python", "-c", "import shutil; shutil.rmtree('runs/demo', ignore_errors=True)")
+    session.run(
+        *[
+            "purerl",
+            "train",
+            "ppo",
+            "--env",
+            "CartPole-v1",
+            "--seeds",
+            "16",
+            "--steps",
+            "500000",
+            "--out",
+            "runs/demo",
+            "--plot",
+            "runs/demo/curve.png",
+        ]
+    )
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite; `nox -s tests -- -k random` passes arguments on to pytest."""
+    install(session, "test")
+    session.run("pytest", *(session.posargs or ["-n", "2"]))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting, lint and types."""
+    session.install("-c", "constraints.txt", ".[lint]")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("mypy")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed against Stable-Baselines3 and against the floors, as ratios of one run."""
+    install(session, "bench")
+    session.run("python", "examples/bench.py", *session.posargs)
+
+
+@nox.session
+def learn(session: nox.Session) -> None:
+    """Full learning runs and their final returns; `nox -s learn -- cartpole-ppo` runs one of them."""
+    install(session, "mujoco")
+    session.run("python", "examples/learn.py", *session.posargs)

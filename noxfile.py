@@ -14,23 +14,8 @@ def demo(session: nox.Session) -> None:
     """Train 16 seeds of PPO on CartPole and draw the curve: runs/demo/curve.png."""
     install(session, "plot")
     session.run("python", "-c", "import shutil; shutil.rmtree('runs/demo', ignore_errors=True)")
-    session.run(
-        *[
-            "purerl",
-            "train",
-            "ppo",
-            "--env",
-            "CartPole-v1",
-            "--seeds",
-            "16",
-            "--steps",
-            "500000",
-            "--out",
-            "runs/demo",
-            "--plot",
-            "runs/demo/curve.png",
-        ]
-    )
+    run = "purerl train ppo --env CartPole-v1 --seeds 16 --steps 500000 --out runs/demo --plot runs/demo/curve.png"
+    session.run(*run.split())
 
 
 @nox.session

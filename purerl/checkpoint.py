@@ -78,7 +78,7 @@ def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: truncated, or not a checkpoint ({error})") from None
     if header.get("format") != "purerl":

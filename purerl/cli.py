@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from purerl import algos, envs, plot, tree
+from purerl import algos, envs, plot
 from purerl import train as training
 from purerl.checkpoint import CheckpointError
 from purerl.evaluate import evaluate, record_video
@@ -150,7 +150,7 @@ def _run(run: training.Run, out: Path, resume: bool) -> None:
             raise click.ClickException(f"interrupted; go on with: purerl resume {out}") from None
     for failure in failures:
         console.print(
-            f"lane {failure.lane} stopped: its loss was not finite after {failure.steps} steps; its last good state is in the checkpoint"
+            f"lane {failure.lane} stopped after {failure.steps} steps: its loss was not finite; its last good state is kept"
         )
     console.print(f"run: {out}")
     if failures:
@@ -175,14 +175,14 @@ def _eval(folder: Path, episodes: int, seed: int, video: Path | None) -> None:
     """Play whole episodes with the mode of each lane's policy."""
     run = training.load_run(folder)
     algo, env = training.build(run)
-    state, meta = training.load_state(folder, run, algo, env)
+    state, _ = training.load_state(folder, run, algo, env)
     returns, lengths = evaluate(algo, env, state.algo, episodes, seed)
     for (variant, lane_seed), r, n in zip(training.lanes(run), returns, lengths, strict=True):
         click.echo(f"{training.lane_name(variant, lane_seed)}  return {r.mean():.1f} +- {r.std():.1f}  length {n.mean():.1f}")
     click.echo(f"all  return {returns.mean():.1f}  ({episodes} episodes a lane)")
     if video is not None:
         best = int(np.argmax(returns.mean(1)))
-        total = record_video(algo, run.env, tree.lead(tree.index(state.algo, best), None), str(video), seed)
+        total = record_video(algo, run.env, state.algo[best], str(video), seed)
         click.echo(f"video: {video} (return {total:.1f})")
 
 

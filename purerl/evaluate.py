@@ -29,7 +29,7 @@ def evaluate(algo: Algorithm, env: Env | envs.HostEnv, state: Any, episodes: int
     vec = envs.to_gymnasium(env, lanes * episodes) if isinstance(env, Env) else env.make_vec(lanes * episodes)
     act = vmap(algo.mode)
     obs, _ = vec.reset(seed=seed)
-    carry = tree.lead(tree.map(lambda x: x.expand(lanes, *x.shape), algo.carry(episodes)), lanes)
+    carry = algo.carry(episodes).expand(lanes)
     action = zero_actions(env.spec.action_space, lanes * episodes).reshape(*shape, *(env.spec.action_space.shape or ()))
     reward, first = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
     returns, lengths, running = np.zeros(shape), np.zeros(shape), np.ones(shape, bool)

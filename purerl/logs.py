@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,7 +32,7 @@ class CsvLog:
             writer.writeheader()
             writer.writerows(rows)
         write_atomically(path, text.getvalue().encode())
-        self._file: TextIO = open(path, "a", newline="")
+        self._file: TextIO = open(path, "a", newline="")  # noqa: SIM115
         self._fields = header if rows else None
 
     def write(self, row: dict[str, Any]) -> None:
@@ -61,7 +62,8 @@ class TensorBoardLog:
 
     def write(self, row: dict[str, float]) -> None:
         for name, value in row.items():
-            self._writer.add_scalar(name, value, int(row[STEPS]))
+            if math.isfinite(value):
+                self._writer.add_scalar(name, value, int(row[STEPS]))
 
     def close(self) -> None:
         self._writer.close()

@@ -169,15 +169,15 @@ def pure_program(algo: Algorithm, env: Env, n_lanes: int) -> Program:
     pool = ThreadPoolExecutor(n_tiles, initializer=lambda: torch.set_num_threads(1))
     compiling = True
 
-    def step_all(state: Any) -> tuple[Any, TensorDict]:
+    def step_all(state: Any) -> Any:
         nonlocal compiling
-        tiles = [tree.lead(tree.index(state, slice(i * size, (i + 1) * size)), size) for i in range(n_tiles)]
+        tiles = [state[i * size : (i + 1) * size] for i in range(n_tiles)]
         if compiling:  # in one thread, once
             done = [pool.submit(compiled, tile).result() for tile in tiles]
             compiling = False
         else:
             done = list(pool.map(compiled, tiles))
-        return done[0] if n_tiles == 1 else tree.lead(tree.cat([d[0] for d in done]), n_lanes), tree.cat([d[1] for d in done])
+        return torch.cat([tile for tile, _ in done]), torch.cat([info for _, info in done])
 
     return Program(vmap(init), step_all, pool.shutdown)
 
@@ -368,7 +368,7 @@ class Sinks:
             "Diagnostics/Episodes": state.episodes.count,
             **info,
         }
-        figures = {name: x.cpu().numpy().astype(np.float64) for name, x in columns.items()}
+        figures = {str(name): x.cpu().numpy().astype(np.float64) for name, x in columns.items()}
         going = [name not in failed for name in self.names]
         clock = {logs.STEPS: steps, logs.TIME: round(seconds, 3), logs.RATE: round(rate, 1)}
         for i, lane in enumerate(self._csv):

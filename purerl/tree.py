@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from tensordict import is_tensor_collection
 from torch import Tensor
 
 map = pytree.tree_map
@@ -17,23 +16,9 @@ def stack(trees: Sequence[Any]) -> Any:
     return map(lambda *xs: torch.stack(xs), *trees)
 
 
-def cat(trees: Sequence[Any]) -> Any:
-    """One tree whose leaves are concatenated along their first axis."""
-    return map(lambda *xs: torch.cat(xs), *trees)
-
-
 def index(tree: Any, i: Any) -> Any:
     """The tree of `leaf[i]`."""
     return map(lambda x: x[i], tree)
-
-
-def lead(tree: Any, n: int | None) -> Any:
-    """The tree with its TensorDicts told that all leaves share a first axis of `n`, as `vmap` wants to know; None: no such axis."""
-    if not is_tensor_collection(tree):
-        return tree
-    tree = tree.copy()
-    tree.batch_size = [] if n is None else [n]
-    return tree
 
 
 def where(mask: Tensor, a: Any, b: Any) -> Any:
@@ -62,7 +47,7 @@ def pack(tree: Any, axes: int = 0) -> tuple[dict[torch.dtype, Tensor], Callable[
         return pytree.tree_unflatten(out, spec)
 
     packed = {
-        dtype: torch.cat([flat[i].reshape(flat[i].shape[:axes] + (-1,)) for i in members], -1) for dtype, members in groups.items()
+        dtype: torch.cat([flat[i].reshape((*flat[i].shape[:axes], -1)) for i in members], -1) for dtype, members in groups.items()
     }
     return packed, unpack
 

@@ -70,6 +70,7 @@ def make_policy(spec: EnvSpec, config: Any, net: nn.Module | None) -> Policy:
 
 
 def init(policy: Policy, spec: EnvSpec, config: Any, optimizer: Callable[[TensorDict], Optimizer], key: Tensor) -> ActorCriticState:
+    """The state before the first step."""
     key, net_key = random.split(key)
     params = nets.init(policy.net, net_key, nets.SCHEMES[config.init])
     hyper = TensorDict({name: torch.tensor(x, device=key.device) for name, x in cfg.sweepable(config).items()})
@@ -93,6 +94,7 @@ def act(policy: Policy, state: ActorCriticState, inputs: Inputs, carry: TensorDi
 
 
 def mode(policy: Policy, state: ActorCriticState, inputs: Inputs, carry: TensorDict) -> tuple[Tensor, TensorDict]:
+    """The likeliest action."""
     dist_params, _ = nets.apply(policy.net, state.params, policy.see(state, inputs.obs))
     return policy.dist.mode(dist_params), carry
 

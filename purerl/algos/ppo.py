@@ -18,7 +18,7 @@ from purerl.transforms import scan
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """Defaults for discrete classic control; `default_config` gives those for continuous actions and images. Floats can be swept."""
+    """Defaults for discrete classic control; `default_config` has those for continuous actions and images. Floats can be swept."""
 
     n_envs: int = cfg.count(4, "parallel environments a seed")
     n_steps: int = cfg.count(128, "steps in each environment between updates")
@@ -115,12 +115,13 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | No
         clip = hyper["clip"] * optim.SCHEDULES[config.clip_schedule](progress)
         key, shuffle_key = random.split(state.key)
         state, samples = ac.estimate(policy, config, state, batch)
+        packed, unpack = tree.pack(samples, axes=1)
         flat, unravel = tree.ravel(state.params)
 
         def minibatch(carry: tuple, xs: tuple) -> tuple[tuple, TensorDict]:
             (params, opt, stopped), (rows, epoch_ends) = carry, xs
-            new = ac.descend(loss, optimizer(hyper, lr), unravel, params, opt, tree.index(samples, rows), hyper, clip)
-            new_params, new_opt, info = new
+            chosen = unpack(tree.index(packed, rows))
+            new_params, new_opt, info = ac.descend(loss, optimizer(hyper, lr), unravel, params, opt, chosen, hyper, clip)
             if config.target_kl is not None:
                 new_params, new_opt = tree.where(stopped, (params, opt), (new_params, new_opt))
                 stopped = stopped | (epoch_ends & (info["approx_kl"] > hyper["target_kl"]))

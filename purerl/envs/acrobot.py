@@ -23,11 +23,12 @@ def draw(key: Tensor) -> Tensor:
 
 
 def reset(start: Tensor) -> tuple[Tensor, Tensor]:
+    """Start where the noise says."""
     return start, _observe(start)
 
 
 def step(state: Tensor, action: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, dict]:
-    """State `[4]`: two joint angles, two angular velocities; the action is a torque of -1, 0 or 1; reward -1 until the tip is up."""
+    """State `[4]`: two joint angles, two angular velocities; the action is a torque of -1, 0 or 1; reward -1 until the top."""
     torque = (action - 1).to(state.dtype)
     k1 = _derivative(state, torque)
     k2 = _derivative(state + DT / 2 * k1, torque)

@@ -24,6 +24,7 @@ def draw(key: Tensor) -> Tensor:
 
 
 def reset(start: Tensor) -> tuple[Tensor, Tensor]:
+    """Start where the noise says."""
     return start, start
 
 

@@ -22,11 +22,12 @@ def draw(key: Tensor) -> Tensor:
 
 
 def reset(start: Tensor) -> tuple[Tensor, Tensor]:
+    """Start where the noise says."""
     return start, _observe(start)
 
 
 def step(state: Tensor, action: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, dict]:
-    """State `[2]`: angle (upright is 0), angular velocity; action `[1]`, a torque in [-2, 2]; the reward is minus a quadratic cost."""
+    """State `[2]`: angle (upright is 0), angular velocity; action `[1]`, a torque in [-2, 2]; the reward is minus a cost."""
     angle, spin = state.unbind(-1)
     torque = torch.clamp(action[..., 0], -MAX_TORQUE, MAX_TORQUE)
     normal_angle = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi

@@ -62,4 +62,4 @@ def init(module: nn.Module, key: Tensor, scheme: Scheme = orthogonal) -> TensorD
 def apply(module: nn.Module, params: TensorDict, *inputs: Any) -> Any:
     """Run a module with the given parameters (`torch.func.functional_call`)."""
     flat = params.flatten_keys(".")
-    return torch.func.functional_call(module, {name: flat.get(name) for name in flat.keys()}, inputs, tie_weights=False)
+    return torch.func.functional_call(module, dict(flat.items()), inputs, tie_weights=False)

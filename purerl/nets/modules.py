@@ -1,5 +1,6 @@
 """Torsos and heads as ordinary modules. An actor-critic is any module `forward(obs [N, ...]) -> (params [N, P], value [N])`."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -57,7 +58,7 @@ def mlp(n_in: int, hidden: Sequence[int], activation: str = "tanh") -> nn.Sequen
     """Linear layers, each followed by its activation: `[N, n_in] -> [N, hidden[-1]]`."""
     widths = [n_in, *hidden]
     layers: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in itertools.pairwise(widths):
         layers += [linear(a, b), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
 

@@ -28,7 +28,8 @@ class SerialFeed:
         self._vec, self._algo, self._keys, self._single = vec, algo, keys, single
         self._shape, self._n_steps = (len(keys), n_envs), n_steps
         self._fragment, self._warm = 0, False
-        self._state: Any = None
+        self._state: list[Tensor] | None = None
+        self._state_spec = pytree.tree_structure(algo.init(keys[0]))  # of one seed
         self._draw = compile(vmap(lambda key: draw_ahead(algo.draw, key, n_steps, n_envs)))
         self._act = compile(vmap(self._one_act))
         # Every environment of every seed has a seed of its own, whatever the number of the others.
@@ -59,7 +60,7 @@ class SerialFeed:
 
     def publish(self, state: Any) -> None:
         """Act with this state (the algorithm's, `[S]` of them if there are several seeds) from the next batch on."""
-        leaves, self._state_spec = pytree.tree_flatten(state)
+        leaves = tree.leaves(state)
         self._state = [x[None] for x in leaves] if self._single else leaves
 
     def __iter__(self) -> Iterator[Batch]:
@@ -82,7 +83,7 @@ class SerialFeed:
             last=Inputs(**self._seen),
             batch_size=self._shape[:1],
         )
-        return tree.lead(tree.index(whole, 0), None) if self._single else whole
+        return whole[0] if self._single else whole
 
     def _step(self, noise: Any) -> dict[str, Any]:
         seen, done = self._seen, self._done

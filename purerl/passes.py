@@ -57,21 +57,41 @@ class CheapTanh(CustomGraphPass):
         return get_hash_for_files((__file__,))
 
 
-class OwnLoopOperands(CustomGraphPass):
-    """Copy what a scan reads from outside: the C++ wrapper of torch 2.13 frees a view twice that a loop is handed."""
+class OwnMemory(CustomGraphPass):
+    """Copies that inductor would leave out, although they are needed.
+
+    What a scan reads from outside: the C++ wrapper of torch 2.13 frees a view twice that a loop is handed. And results that share
+    memory: inductor drops the copy of a contiguous view.
+    """
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         for loop in graph.find_nodes(op="call_function", target=torch.ops.higher_order.scan):
             body, *groups = loop.args
             with graph.inserting_before(loop):
-                loop.args = (body, *([self._copy(graph, x) for x in group] for group in groups))
-
-    def _copy(self, graph: torch.fx.Graph, x: object) -> object:
-        if not isinstance(x, torch.fx.Node):
-            return x
-        copy = graph.call_function(aten.clone.default, (x,))
-        copy.meta["val"] = x.meta["val"].clone()
-        return copy
+                loop.args = (body, *([_copy(graph, x) for x in group] for group in groups))
+        output = graph.output_node()
+        (results,) = output.args
+        taken: set[int] = set()
+        owned = []
+        with graph.inserting_before(output):
+            for x in results:
+                shared = isinstance(x, torch.fx.Node) and _storage(x) in taken
+                owned.append(_copy(graph, x) if shared else x)
+                taken.update([_storage(x)] if isinstance(x, torch.fx.Node) else [])
+        output.args = (tuple(owned),)
 
     def uuid(self) -> bytes:
         return get_hash_for_files((__file__,))
+
+
+def _copy(graph: torch.fx.Graph, x: object) -> object:
+    if not isinstance(x, torch.fx.Node):
+        return x
+    copy = graph.call_function(aten.clone.default, (x,))
+    copy.meta["val"] = x.meta["val"].clone()
+    return copy
+
+
+def _storage(x: torch.fx.Node) -> int:
+    value = x.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else id(x)

@@ -30,7 +30,7 @@ def compile(f: Callable, threads: int = 1) -> Callable:
         "cpp.enable_loop_tail_vec": False,
         "realize_opcount_threshold": 16,  # keeps the generator's rounds from being inlined into each other, exponentially
         "post_grad_custom_pre_pass": passes.CheapTanh(),
-        "post_grad_custom_post_pass": passes.OwnLoopOperands(),
+        "post_grad_custom_post_pass": passes.OwnMemory(),
     }
 
     def call(*args: Any) -> Any:

@@ -75,7 +75,7 @@ def host(id: str, **kwargs: Any) -> HostEnv:
 
 
 def _nearest(id: str) -> str:
-    names = difflib.get_close_matches(id, [*PURE, *gym.registry], n=3, cutoff=0.5)
+    names = difflib.get_close_matches(id, sorted({*PURE, *gym.registry}), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from purerl import distributions
 
@@ -46,12 +45,16 @@ def _flatten(space: gym.Space, obs: Any) -> Tensor:
         case gym.spaces.Tuple():
             return torch.cat([_flatten(part, obs[str(i)]) for i, part in enumerate(space.spaces)], -1)
         case gym.spaces.Discrete():
-            return one_hot(obs, int(space.n)).float()
+            return _one_hot(obs, int(space.n))
         case gym.spaces.MultiDiscrete():
             columns = zip(obs.flatten(1).unbind(-1), space.nvec.reshape(-1), strict=True)
-            return torch.cat([one_hot(column, int(n)).float() for column, n in columns], -1)
+            return torch.cat([_one_hot(column, int(n)) for column, n in columns], -1)
         case _:
             return obs.float().flatten(1)
+
+
+def _one_hot(x: Tensor, n: int) -> Tensor:
+    return (x.unsqueeze(-1) == torch.arange(n, device=x.device)).float()
 
 
 def mlp(n_in: int, hidden: Sequence[int], activation: str = "tanh") -> nn.Sequential:

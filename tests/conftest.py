@@ -1,0 +1,25 @@
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tests share two cores, and compiled code is made for one thread."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _global_generator_untouched(request):
+    """No function of the core touches torch's global generator."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(before, torch.get_rng_state()) or request.node.get_closest_marker("torch_modules")
+
+
+def assert_trees_equal(a, b, **tolerance):
+    from torch.utils import _pytree as pytree
+
+    leaves_a, leaves_b = pytree.tree_leaves(a), pytree.tree_leaves(b)
+    assert len(leaves_a) == len(leaves_b)
+    for x, y in zip(leaves_a, leaves_b, strict=True):
+        torch.testing.assert_close(x, y, equal_nan=True, **(tolerance or {"rtol": 0, "atol": 0}))

@@ -1,0 +1,80 @@
+import builtins
+import warnings
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import assert_trees_equal
+from tensordict import TensorDict
+
+from purerl import checkpoint
+from purerl.checkpoint import CheckpointError
+
+
+def state(x=1.0):
+    return TensorDict(a=torch.full((2, 3), x), b=TensorDict(c=torch.tensor([True, False]), d=torch.tensor(7)), empty=torch.zeros(0))
+
+
+def test_round_trip(tmp_path):
+    checkpoint.save(tmp_path / "x", state(), {"update": 3})
+    loaded, meta = checkpoint.load(tmp_path / "x", state(0.0))
+    assert_trees_equal(loaded, state())
+    assert meta == {"update": 3}
+
+
+def test_keeps_two_and_falls_back(tmp_path):
+    for i in range(4):
+        checkpoint.save_step(tmp_path, i, state(float(i)), {"update": i})
+    paths = sorted(tmp_path.iterdir())
+    assert [p.name for p in paths] == ["step_000000000002.safetensors", "step_000000000003.safetensors"]
+    paths[1].write_bytes(paths[1].read_bytes()[:-20])
+    with pytest.warns(
+        UserWarning, match=r"step_000000000003.safetensors: truncated, or not a checkpoint .*; trying the one before$"
+    ):
+        _, meta = checkpoint.load_newest(tmp_path, state())
+    assert meta == {"update": 2}
+    paths[0].write_bytes(b"\x80\x04pickle")
+    with warnings.catch_warnings(), pytest.raises(CheckpointError, match=r": no whole checkpoint$"):
+        warnings.simplefilter("ignore")
+        checkpoint.load_newest(tmp_path, state())
+
+
+def test_foreign_altered_other_version_other_structure(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_bytes(safetensors.torch.save({"w": torch.ones(2)}))
+    with pytest.raises(CheckpointError, match=r": a safetensors file, but not a purerl checkpoint$"):
+        checkpoint.load(path, state())
+    checkpoint.save(path, state(), {})
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r": the checksum does not match, the file was altered$"):
+        checkpoint.load(path, state())
+    checkpoint.save(path, state(), {})
+    with pytest.raises(CheckpointError, match=r": \['a'\] is torch.float32 \[2, 3\], but torch.float32 \[5\] was expected$"):
+        checkpoint.load(path, state().set("a", torch.zeros(5)))
+    with pytest.raises(CheckpointError, match=r": \['z'\] is missing$"):
+        checkpoint.load(path, state().set("z", torch.zeros(5)))
+    monkeypatch.setattr(checkpoint, "VERSION", 2)
+    with pytest.raises(CheckpointError, match=r": version 1; this purerl reads version 2$"):
+        checkpoint.load(path, state())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "x", state(1.0), {})
+    real = builtins.open
+
+    def full(path, mode="r", **kwargs):
+        file = real(path, mode, **kwargs)
+        if "w" in mode:
+            file.write(b"half")
+            file.close()
+            raise OSError(28, "No space left on device")
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", full)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save(tmp_path / "x", state(2.0), {})
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert_trees_equal(checkpoint.load(tmp_path / "x", state())[0], state(1.0))

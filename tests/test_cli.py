@@ -1,0 +1,102 @@
+"""What a user may do wrong ends in one line that says what is allowed, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from purerl.cli import main
+
+TRAIN = ["train", "ppo", "--env", "CartPole-v1", "--out", "OUT"]
+
+
+def invoke(args, tmp_path):
+    result = CliRunner().invoke(main, [str(tmp_path / "run") if a == "OUT" else a for a in args])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "pop", "--env", "CartPole-v1", "--out", "OUT"], "algorithm: 'pop' is not one of a2c, ppo; did you mean ppo?"),
+        (
+            ["train", "ppo", "--env", "CartPol-v1", "--out", "OUT"],
+            "environment: 'CartPol-v1' is not known; did you mean CartPole-v1 or CartPole-v0?",
+        ),
+        ([*TRAIN, "--seeds", "0"], "seeds = 0 is not at least 1"),
+        ([*TRAIN, "--steps", "100"], "steps = 100 is less than one batch of n_envs * n_steps = 4 * 128 = 512"),
+        ([*TRAIN, "--gamma", "1.5"], "PPOConfig.gamma = 1.5 is not a number between 0.0 and 1.0"),
+        ([*TRAIN, "--lr", "1e-3,-1"], "PPOConfig.lr = -1.0 is not a number at least 0.0"),
+        ([*TRAIN, "--lr", "fast"], "Invalid value for '--lr': 'fast' is not a number, nor several separated by commas"),
+        ([*TRAIN, "--hidden", "64,x"], "Invalid value for '--hidden': '64,x' is not a list of whole numbers such as 64,64"),
+        (
+            [*TRAIN, "--n-minibatches", "7"],
+            "PPOConfig.n_minibatches = 7 does not divide the batch of n_envs * n_steps = 4 * 128 = 512",
+        ),
+        ([*TRAIN, "--activation", "sine"], "Invalid value for '--activation': 'sine' is not one of 'tanh', 'relu', 'elu', 'silu'."),
+        ([*TRAIN, "--device", "cuda"], "device = 'cuda' is not available; this machine has only 'cpu'"),
+        (
+            ["train", "ppo", "--env", "gym:Blackjack-v1", "--out", "OUT", "--normalize-obs"],
+            "normalize_obs = True needs a Box of floats",
+        ),
+        (["resume", "OUT"], "run: holds no run ("),
+        (["eval", "OUT"], "run: holds no run ("),
+        (["plot", "OUT"], "run: no progress.csv with rows below it"),
+    ],
+)
+def test_mistakes(args, message, tmp_path):
+    result = invoke(args, tmp_path)
+    assert result.exit_code != 0
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    result = invoke(TRAIN, tmp_path)
+    assert (
+        f"out: {tmp_path / 'run'} already holds a run; choose another folder, or continue it with: purerl resume" in result.output
+    )
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = invoke([*TRAIN[:-1], str(tmp_path / "file" / "run")], tmp_path)
+    assert result.exit_code == 1
+    assert f"out: {tmp_path / 'file' / 'run'} cannot be written (Not a directory)" in result.output
+
+
+def test_list(tmp_path):
+    output = invoke(["list"], tmp_path).output
+    assert "a2c ppo" in output
+    assert "Acrobot-v1 CartPole-v1" in output
+
+
+def test_every_config_field_is_a_flag(tmp_path):
+    output = invoke(["train", "ppo", "--help"], tmp_path).output
+    for flag in ("--lr", "--gae-lambda", "--normalize-obs", "--hidden", "--lr-schedule", "--target-kl"):
+        assert flag in output
+
+
+def test_train_plot_eval_and_video_in_a_real_terminal(tmp_path):
+    def purerl(*args):
+        env = {**os.environ, "SDL_VIDEODRIVER": "dummy"}
+        return subprocess.run([sys.executable, "-m", "purerl", *args], capture_output=True, text=True, env=env)
+
+    out = str(tmp_path / "run")
+    trained = purerl(
+        "train", "a2c", "--env", "CartPole-v1", "--steps", "3200", "--hidden", "8", "--out", out, "--plot", f"{out}/c.png"
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "Traceback" not in trained.stderr
+    assert (tmp_path / "run" / "c.png").exists()
+    evaluated = purerl("eval", out, "--episodes", "2", "--video", f"{out}/v.gif")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "seed_000  return" in evaluated.stdout
+    assert (tmp_path / "run" / "v.gif").read_bytes()[:3] == b"GIF"

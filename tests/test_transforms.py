@@ -1,0 +1,73 @@
+import pytest
+import torch
+from conftest import assert_trees_equal
+from tensordict import TensorDict
+
+from purerl import passes, random
+from purerl.transforms import compile, scan, vmap
+
+
+def cumulate(carry, x):
+    total = TensorDict(sum=carry["sum"] + x["a"], n=carry["n"] + 1)
+    return total, {"sum": total["sum"] * 2.0, "odd": (total["n"] % 2).bool()}
+
+
+def run(start, xs):
+    return scan(cumulate, TensorDict(sum=start, n=torch.zeros((), dtype=torch.int64)), {"a": xs})
+
+
+def test_scan_eager_by_hand():
+    carry, ys = run(torch.tensor(1.0), torch.tensor([1.0, 2.0, 3.0]))
+    assert carry["sum"] == 7
+    assert ys["sum"].tolist() == [4, 8, 14]
+    assert ys["odd"].tolist() == [True, False, True]
+
+
+def test_scan_compiled_vmapped_equals_eager_singles():
+    start, xs = torch.rand(4, generator=torch.Generator().manual_seed(0)), torch.arange(20.0).reshape(4, 5)
+    carry, ys = compile(vmap(run))(start, xs)
+    for i in range(4):
+        assert_trees_equal((carry[i], {k: v[i] for k, v in ys.items()}), run(start[i], xs[i]), rtol=1e-6, atol=0)
+
+
+def test_scan_takes_a_gradient_inside():
+    def step(w, x):
+        return w - 0.1 * torch.func.grad(lambda w: ((w * x - 1.0) ** 2).sum())(w), (w * 2).sum()
+
+    w, xs = torch.ones(3, 2), torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(1))
+    f = vmap(lambda w, xs: scan(step, w, xs))
+    assert_trees_equal(compile(f)(w, xs), f(w, xs), rtol=1e-5, atol=1e-6)
+
+
+def test_different_scan_bodies_do_not_share_a_cache_entry():
+    xs = torch.arange(4.0)
+    plus = compile(lambda x: scan(lambda c, x: (c + x, c * 1), x[0] * 0, x))(xs)
+    minus = compile(lambda x: scan(lambda c, x: (c - x, c * 1), x[0] * 0, x))(xs)
+    assert plus[0] == 6
+    assert minus[0] == -6
+
+
+def test_vmap_results_own_their_memory():
+    zeros = vmap(lambda key: torch.zeros(3))(random.split(random.key(0), 2))
+    assert zeros.stride() == (3, 1)
+
+
+def test_compiled_functions_do_not_share_a_cache():
+    compiled = [compile(vmap(lambda x, i=i: x + i)) for i in range(12)]  # dynamo allows 8 programs for one code object
+    assert [f(torch.zeros(1)).item() for f in compiled] == list(range(12))
+
+
+def test_rational_tanh_is_accurate():
+    x = torch.cat([torch.linspace(-12, 12, 200_001), torch.logspace(-30, 0, 1000), -torch.logspace(-30, 0, 1000)])
+    torch.testing.assert_close(passes.rational_tanh(x), torch.tanh(x.double()).float(), rtol=1e-6, atol=0)
+    assert (passes.rational_tanh(x).abs() <= 1.0 + 2**-23).all()
+
+
+def test_compiled_tanh_uses_it():
+    x = torch.linspace(-3, 3, 64)
+    assert torch.allclose(compile(torch.tanh)(x), passes.rational_tanh(x), rtol=3e-7, atol=0)
+
+
+def test_wrong_scan_carry_is_refused():
+    with pytest.raises(Exception, match="carry"):
+        compile(lambda x: scan(lambda c, x: (torch.stack([c, x]), x), x[0], x))(torch.arange(3.0))

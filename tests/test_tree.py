@@ -1,0 +1,35 @@
+import torch
+from tensordict import TensorDict
+
+from purerl import tree
+
+
+def example():
+    return TensorDict(a=torch.arange(6.0).reshape(2, 3), b=TensorDict(c=torch.tensor([True, False]), d=torch.arange(2)))
+
+
+def test_pack_round_trip():
+    packed, unpack = tree.pack(example())
+    assert {dtype: x.shape for dtype, x in packed.items()} == {torch.float32: (6,), torch.bool: (2,), torch.int64: (2,)}
+    for x, y in zip(tree.leaves(unpack(packed)), tree.leaves(example()), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_pack_keeps_leading_axes():
+    packed, unpack = tree.pack(example(), axes=1)
+    assert packed[torch.float32].shape == (2, 3)
+    assert torch.equal(unpack(tree.index(packed, 1))["a"], torch.tensor([3.0, 4.0, 5.0]))
+
+
+def test_ravel_round_trip():
+    params = {"w": torch.ones(2, 2), "b": torch.zeros(3)}
+    flat, unravel = tree.ravel(params)
+    assert flat.shape == (7,)
+    assert torch.equal(unravel(flat)["w"], params["w"])
+
+
+def test_where_broadcasts_over_trailing_axes():
+    mask = torch.tensor([True, False])
+    out = tree.where(mask, example(), tree.map(torch.zeros_like, example()))
+    assert out["a"].tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert out["b", "d"].tolist() == [0, 0]

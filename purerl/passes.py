@@ -1,5 +1,7 @@
 """Graph passes for inductor. They change how a compiled function runs, not what it computes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
@@ -70,21 +72,20 @@ class OwnMemory(CustomGraphPass):
             with graph.inserting_before(loop):
                 loop.args = (body, *([_copy(graph, x) for x in group] for group in groups))
         output = graph.output_node()
-        (results,) = output.args
+        results: Any = output.args[0]
         taken: set[int] = set()
-        owned = []
+        owned: list[Any] = []
         with graph.inserting_before(output):
             for x in results:
-                shared = isinstance(x, torch.fx.Node) and _storage(x) in taken
-                owned.append(_copy(graph, x) if shared else x)
-                taken.update([_storage(x)] if isinstance(x, torch.fx.Node) else [])
+                owned.append(_copy(graph, x) if _storage(x) in taken else x)
+                taken.add(_storage(x))
         output.args = (tuple(owned),)
 
     def uuid(self) -> bytes:
         return get_hash_for_files((__file__,))
 
 
-def _copy(graph: torch.fx.Graph, x: object) -> object:
+def _copy(graph: torch.fx.Graph, x: Any) -> Any:
     if not isinstance(x, torch.fx.Node):
         return x
     copy = graph.call_function(aten.clone.default, (x,))
@@ -92,6 +93,7 @@ def _copy(graph: torch.fx.Graph, x: object) -> object:
     return copy
 
 
-def _storage(x: torch.fx.Node) -> int:
-    value = x.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) else id(x)
+def _storage(x: Any) -> int:
+    """A number that two nodes share if their tensors share memory."""
+    value = x.meta.get("val") if isinstance(x, torch.fx.Node) else None
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else -1

@@ -24,7 +24,7 @@ def invoke(args, tmp_path):
         (["train", "pop", "--env", "CartPole-v1", "--out", "OUT"], "algorithm: 'pop' is not one of a2c, ppo; did you mean ppo?"),
         (
             ["train", "ppo", "--env", "CartPol-v1", "--out", "OUT"],
-            "environment: 'CartPol-v1' is not known; did you mean CartPole-v1 or CartPole-v0?",
+            "environment: 'CartPol-v1' is not known; did you mean CartPole-v1 or CartPole-v0",
         ),
         ([*TRAIN, "--seeds", "0"], "seeds = 0 is not at least 1"),
         ([*TRAIN, "--steps", "100"], "steps = 100 is less than one batch of n_envs * n_steps = 4 * 128 = 512"),

@@ -16,7 +16,7 @@ def collect(env, n_envs=3, n_steps=40, seed=0):
 
 def test_batch_is_consistent_and_autoresets_next_step():
     env = envs.make("CartPole-v1")
-    algo, state, actors, (after, batch) = collect(env)
+    _, _, _, (after, batch) = collect(env)
     done = batch.terminated | batch.truncated
     assert done.any()
     assert torch.equal(~batch.valid[1:], done[:-1])

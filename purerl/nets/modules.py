@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -31,26 +31,42 @@ class Flatten(nn.Module):
 
     def __init__(self, space: gym.Space) -> None:
         super().__init__()
-        self.space = space
+        self.parts = list(_parts(space, ()))
         self.width = gym.spaces.flatdim(space)
 
     def forward(self, obs: Tensor | TensorDict) -> Tensor:
-        return _flatten(self.space, obs)
+        return torch.cat([vector for path, sizes in self.parts for vector in _vectors(_leaf(obs, path), sizes)], -1)
 
 
-def _flatten(space: gym.Space, obs: Any) -> Tensor:
+def _parts(space: gym.Space, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """The leaves of a space: where each lies, and the sizes of its one-hot vectors (none for a Box)."""
     match space:
         case gym.spaces.Dict():
-            return torch.cat([_flatten(part, obs[name]) for name, part in space.spaces.items()], -1)
+            for name, part in space.spaces.items():
+                yield from _parts(part, (*path, name))
         case gym.spaces.Tuple():
-            return torch.cat([_flatten(part, obs[str(i)]) for i, part in enumerate(space.spaces)], -1)
+            for i, part in enumerate(space.spaces):
+                yield from _parts(part, (*path, str(i)))
         case gym.spaces.Discrete():
-            return _one_hot(obs, int(space.n))
+            yield path, (int(space.n),)
         case gym.spaces.MultiDiscrete():
-            columns = zip(obs.flatten(1).unbind(-1), space.nvec.reshape(-1), strict=True)
-            return torch.cat([_one_hot(column, int(n)) for column, n in columns], -1)
+            yield path, tuple(int(n) for n in space.nvec.reshape(-1))
+        case gym.spaces.Box() | gym.spaces.MultiBinary():
+            yield path, ()
         case _:
-            return obs.float().flatten(1)
+            raise ValueError(f"observation space: {space} is not Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple")
+
+
+def _leaf(obs: Any, path: tuple[str, ...]) -> Tensor:
+    for name in path:
+        obs = obs[name]
+    return obs
+
+
+def _vectors(x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+    if not sizes:
+        return [x.float().flatten(1)]
+    return [_one_hot(column, n) for column, n in zip(x.reshape(len(x), -1).unbind(-1), sizes, strict=True)]
 
 
 def _one_hot(x: Tensor, n: int) -> Tensor:

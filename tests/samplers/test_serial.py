@@ -60,7 +60,7 @@ def test_batches_follow_the_contract_with_nested_spaces():
     assert torch.equal(batch.last.obs["n"], second.inputs.obs["n"][0])
     assert batch.inputs.obs["pair", "0"].shape == (16, 2, 2)
     assert torch.equal(batch.inputs.prev_action[1], batch.action[0])
-    new, info = algo.update(state, batch)
+    _, info = algo.update(state, batch)
     assert torch.isfinite(info["loss"])
 
 

@@ -1,0 +1,19 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("gym_loop", ["3"]), ("many_seeds", ["3", "4"]), ("sweep", ["3"]), ("own_network", ["3"]), ("own_loss", ["3"])],
+)
+def test_runs_and_prints_a_return(name, args):
+    path = EXAMPLES / f"{name}.py"
+    assert len(path.read_text().splitlines()) < 100
+    result = subprocess.run([sys.executable, str(path), *args], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "return" in result.stdout

@@ -1,4 +1,4 @@
-"""Your own algorithm from the kernels: REINFORCE with a V-trace critic, no algorithm file: `python examples/own_loss.py [UPDATES]`."""
+"""Your own algorithm from the kernels: policy gradient with a V-trace critic: `python examples/own_loss.py [UPDATES]`."""
 
 import sys
 

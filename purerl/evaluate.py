@@ -8,7 +8,7 @@ import torch
 
 from purerl import envs, tree
 from purerl.base import Algorithm, Env, Inputs
-from purerl.spaces import clip_actions, to_tensors, zero_actions
+from purerl.spaces import env_actions, to_tensors, zero_actions
 from purerl.transforms import vmap
 
 MAX_STEPS = 100_000
@@ -39,7 +39,7 @@ def evaluate(algo: Algorithm, env: Env | envs.HostEnv, state: Any, episodes: int
         inputs = Inputs(obs=seen, prev_action=action, prev_reward=reward, first=first, batch_size=[lanes])
         action, carry = act(state, inputs.to(device), carry)
         action = action.cpu()
-        obs, rewards, terminated, truncated, _ = vec.step(clip_actions(env.spec.action_space, action).flatten(0, 1).numpy())
+        obs, rewards, terminated, truncated, _ = vec.step(env_actions(env.spec.action_space, action).flatten(0, 1).numpy())
         returns += running * np.reshape(rewards, shape)
         lengths += running
         running &= ~np.reshape(terminated | truncated, shape)
@@ -77,7 +77,7 @@ def record_video(algo: Algorithm, env_id: str, state: Any, path: str, seed: int)
     while not done and len(frames) < MAX_STEPS:
         seen = tree.map(lambda x: x[None], to_tensors(obs))
         action, carry = algo.mode(state, Inputs(obs=seen, prev_action=action, prev_reward=reward, first=first), carry)
-        sent = clip_actions(env.action_space, action)[0].numpy()
+        sent = env_actions(env.action_space, action)[0].numpy()
         obs, r, terminated, truncated, _ = env.step(sent.item() if sent.ndim == 0 else sent)
         total, reward, first, done = (
             total + float(r),

@@ -10,7 +10,7 @@ from torch import Tensor, vmap
 from purerl import random, tree
 from purerl.base import Algorithm, Batch, Env, Inputs
 from purerl.episodes import Episodes, init_episodes, record_episodes
-from purerl.spaces import clip_actions, zero_actions
+from purerl.spaces import env_actions, zero_actions
 from purerl.transforms import scan
 
 
@@ -83,7 +83,7 @@ def rollout(algo: Algorithm, env: Env, state: Any, actors: Actors, n_steps: int,
         act_noise, env_noise = noises
         inputs, done = actors.inputs, actors.done
         action, extras, carry = algo.act(state, inputs, actors.carry, act_noise)
-        moved = vmap(env.step)(actors.env, clip_actions(env.spec.action_space, action), env_noise)
+        moved = vmap(env.step)(actors.env, env_actions(env.spec.action_space, action), env_noise)
         env_state, obs, reward, terminated, truncated, _ = moved
         env_state, obs = tree.where(done, vmap(env.reset)(env_noise), (env_state, obs))
         reward, terminated, truncated = torch.where(done, 0.0, reward), terminated & ~done, truncated & ~done

@@ -30,12 +30,19 @@ def zero_actions(space: gym.Space, n: int, device: torch.device | None = None) -
     return torch.zeros((n, *(space.shape or ())), dtype=dtype, device=device)
 
 
-def clip_actions(space: gym.Space, action: Tensor) -> Tensor:
-    """What the environment receives: a Box's actions clipped to its bounds, others as they are."""
-    if not isinstance(space, gym.spaces.Box):
-        return action
-    low, high = (torch.as_tensor(bound, dtype=action.dtype, device=action.device) for bound in (space.low, space.high))
-    return torch.minimum(torch.maximum(action, low), high)
+def env_actions(space: gym.Space, action: Tensor) -> Tensor:
+    """What the environment receives: a Box's actions clipped to its bounds, discrete ones counted from the space's `start`."""
+
+    def like(bound: Any) -> Tensor:
+        return torch.as_tensor(bound, dtype=action.dtype, device=action.device)
+
+    match space:
+        case gym.spaces.Box():
+            return torch.minimum(torch.maximum(action, like(space.low)), like(space.high))
+        case gym.spaces.Discrete() | gym.spaces.MultiDiscrete():
+            return action + like(space.start)
+        case _:
+            return action
 
 
 def check_spaces(found: EnvSpec, wanted: EnvSpec) -> None:

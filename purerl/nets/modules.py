@@ -38,8 +38,8 @@ class Flatten(nn.Module):
         return torch.cat([vector for path, sizes in self.parts for vector in _vectors(_leaf(obs, path), sizes)], -1)
 
 
-def _parts(space: gym.Space, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """The leaves of a space: where each lies, and the sizes of its one-hot vectors (none for a Box)."""
+def _parts(space: gym.Space, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[tuple[int, int], ...]]]:
+    """The leaves of a space: where each lies, and the start and size of its one-hot vectors (none for a Box)."""
     match space:
         case gym.spaces.Dict():
             for name, part in space.spaces.items():
@@ -48,9 +48,9 @@ def _parts(space: gym.Space, path: tuple[str, ...]) -> Iterator[tuple[tuple[str,
             for i, part in enumerate(space.spaces):
                 yield from _parts(part, (*path, str(i)))
         case gym.spaces.Discrete():
-            yield path, (int(space.n),)
+            yield path, ((int(space.start), int(space.n)),)
         case gym.spaces.MultiDiscrete():
-            yield path, tuple(int(n) for n in space.nvec.reshape(-1))
+            yield path, tuple((int(s), int(n)) for s, n in zip(space.start.reshape(-1), space.nvec.reshape(-1), strict=True))
         case gym.spaces.Box() | gym.spaces.MultiBinary():
             yield path, ()
         case _:
@@ -63,10 +63,10 @@ def _leaf(obs: Any, path: tuple[str, ...]) -> Tensor:
     return obs
 
 
-def _vectors(x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+def _vectors(x: Tensor, sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
     if not sizes:
         return [x.float().flatten(1)]
-    return [_one_hot(column, n) for column, n in zip(x.reshape(len(x), -1).unbind(-1), sizes, strict=True)]
+    return [_one_hot(column - start, n) for column, (start, n) in zip(x.reshape(len(x), -1).unbind(-1), sizes, strict=True)]
 
 
 def _one_hot(x: Tensor, n: int) -> Tensor:

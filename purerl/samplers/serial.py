@@ -14,7 +14,7 @@ from torch import Tensor
 from purerl import envs, random, tree
 from purerl.base import Algorithm, Batch, Inputs
 from purerl.rollout import draw_ahead
-from purerl.spaces import check_spaces, clip_actions, to_tensors, zero_actions
+from purerl.spaces import check_spaces, env_actions, to_tensors, zero_actions
 from purerl.transforms import compile, vmap
 
 
@@ -48,7 +48,7 @@ class SerialFeed:
         """One seed's `act`, with what surrounds it: the step that only resets sees no action after it."""
         state = pytree.tree_unflatten(leaves, self._state_spec)
         action, extras, carry_after = self._algo.act(state, Inputs(**seen), TensorDict(carry), noise)
-        sent = clip_actions(self._algo.spec.action_space, action)
+        sent = env_actions(self._algo.spec.action_space, action)
         return action, sent, extras.to_dict(), carry_after.to_dict(), tree.where(done, torch.zeros_like(action), action)
 
     def _split(self, x: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ class SerialFeed:
         self._vec, self._algo, self._keys, self._single = vec, algo, keys, single
         self._shape, self._n_steps = (len(keys), n_envs), n_steps
         self._fragment, self._warm = 0, False
-        self._state: list[Tensor] | None = None
-        self._state_spec = pytree.tree_structure(algo.init(keys[0]))  # of one seed
+        self._state: dict[torch.dtype, Tensor] | None = None
+        _, self._unpack = tree.pack(algo.init(keys[0]))
         self._draw = compile(vmap(lambda key: draw_ahead(algo.draw, key, n_steps, n_envs)))
         self._act = compile(vmap(self._one_act))
         # Every environment of every seed has a seed of its own, whatever the number of the others.
@@ -44,10 +44,9 @@ class SerialFeed:
         self._carry = tree.map(lambda x: x.expand(len(keys), *x.shape).clone(), algo.carry(n_envs)).to_dict()
         self._done = torch.zeros(self._shape, dtype=torch.bool)
 
-    def _one_act(self, leaves: list[Tensor], seen: dict, carry: dict, noise: Any, done: Tensor) -> tuple:
+    def _one_act(self, packed: dict[torch.dtype, Tensor], seen: dict, carry: dict, noise: Any, done: Tensor) -> tuple:
         """One seed's `act`, with what surrounds it: the step that only resets sees no action after it."""
-        state = pytree.tree_unflatten(leaves, self._state_spec)
-        action, extras, carry_after = self._algo.act(state, Inputs(**seen), TensorDict(carry), noise)
+        action, extras, carry_after = self._algo.act(self._unpack(packed), Inputs(**seen), TensorDict(carry), noise)
         sent = env_actions(self._algo.spec.action_space, action)
         return action, sent, extras.to_dict(), carry_after.to_dict(), tree.where(done, torch.zeros_like(action), action)
 
@@ -60,8 +59,8 @@ class SerialFeed:
 
     def publish(self, state: Any) -> None:
         """Act with this state (the algorithm's, `[S]` of them if there are several seeds) from the next batch on."""
-        leaves = tree.leaves(state)
-        self._state = [x[None] for x in leaves] if self._single else leaves
+        leaves = [x[None] for x in tree.leaves(state)] if self._single else tree.leaves(state)
+        self._state, _ = tree.pack(leaves, axes=1)  # few tensors cross the border of the compiled act sooner than many
 
     def __iter__(self) -> Iterator[Batch]:
         return self

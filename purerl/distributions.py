@@ -27,7 +27,7 @@ class Distribution(NamedTuple):
         sample: `sample(params [..., P], noise [..., n_noise]) -> action`.
         mode: `mode(params) -> action`.
         log_prob: `log_prob(params, action) -> [...]`.
-        entropy: `entropy(params) -> [...]`; a lower bound or NaN is never returned silently: see each maker.
+        entropy: `entropy(params) -> [...]`; exact, but for `tanh_gaussian`, which says how it approximates.
         kl: `kl(params_p, params_q) -> [...]`, KL(p || q).
     """
 

@@ -5,67 +5,64 @@ compiled call and the bare matrix products of the run.
 """
 
 import argparse
+import gc
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
 
 import gymnasium as gym
 import torch
 
-from purerl import PPOConfig, compile, envs, make_ppo, random, tree, vmap
-from purerl.train import Program, guard, host_program, pure_program
+from purerl import PPOConfig, compile, envs, fuse, make_ppo, random, samplers, train, tree, vmap
 
 CORES = torch.get_num_threads()
 BATCH, MINIBATCHES = 4 * 128, 4 * 4
 
 
-def seconds(f: Callable[[], Any], n: int) -> float:
+def seconds(f: Callable[[], object], n: int) -> float:
     start = time.perf_counter()
     for _ in range(n):
         f()
     return (time.perf_counter() - start) / n
 
 
-def sb3_cartpole(steps: int) -> float:
-    """Stable-Baselines3's env steps a second with the same settings."""
+def sb3_cartpole() -> Callable[[int], float]:
+    """Env steps a second of Stable-Baselines3 over some steps, with the same settings, warmed up."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
 
     settings = {"n_steps": 128, "batch_size": 128, "n_epochs": 4, "learning_rate": 2.5e-4, "ent_coef": 0.01, "device": "cpu"}
     model = PPO("MlpPolicy", make_vec_env("CartPole-v1", 4), **settings)
     model.learn(512)
-    start = time.perf_counter()
-    model.learn(steps)
-    return steps / (time.perf_counter() - start)
 
+    def rate(steps: int) -> float:
+        torch.set_num_threads(CORES)
+        start = time.perf_counter()
+        model.learn(steps)
+        return steps / (time.perf_counter() - start)
 
-def drive(program: Program, state: Any, updates: int) -> tuple[float, float]:
-    """Seconds of compilation, and of `updates` updates of all lanes."""
-    start = time.perf_counter()
-    state, _ = program.step(state)
-    compiled = time.perf_counter()
-    for _ in range(updates):
-        state, _ = program.step(state)
-    return compiled - start, time.perf_counter() - compiled
+    return rate
 
 
 def cartpole(seeds: int, updates: int) -> tuple[float, float]:
-    """Seconds of compilation, and env steps a second in all lanes."""
-    env = envs.make("CartPole-v1")
-    program = pure_program(make_ppo(env.spec, PPOConfig()), env, seeds)
-    compilation, run = drive(program, program.init(random.split(random.key(0), seeds)), updates)
-    program.close()
-    return compilation, updates * BATCH * seeds / run
+    """Seconds before the second update, and env steps a second in all lanes, of a whole `train` with its files."""
+    run = train.plan("ppo", "CartPole-v1", seeds, updates * BATCH, {})
+    reports: list[train.Progress] = []
+    with tempfile.TemporaryDirectory() as folder:
+        train.prepare(Path(folder), run)
+        start = time.perf_counter()
+        train.train(run, Path(folder), report=reports.append)
+        elapsed = time.perf_counter() - start
+    return elapsed - updates * BATCH * seeds / reports[-1].rate, reports[-1].rate
 
 
 def empty_call(seeds: int) -> float:
-    """Seconds a step of a compiled call that takes and gives the whole state but computes nothing."""
-    from purerl import fuse
-
+    """Seconds a step of a compiled call that takes and gives the whole state, packed as `train` packs it, and computes nothing."""
     env = envs.make("CartPole-v1")
     init, _ = fuse(make_ppo(env.spec), env)
-    state = vmap(init)(random.split(random.key(0), seeds))
+    state, _ = tree.pack(vmap(init)(random.split(random.key(0), seeds)), axes=1)
     call = compile(lambda state: tree.map(torch.clone, state))
     call(state)
     return seconds(lambda: call(state), 200)
@@ -108,11 +105,14 @@ def half_cheetah(updates: int) -> tuple[float, float, float]:
     algo = make_ppo(
         host.spec, PPOConfig(n_envs=8, n_steps=256, epochs=10, n_minibatches=32, normalize_obs=True, normalize_reward=True)
     )
-    program = host_program(algo, host, 0)
+    program = train.host_program(algo, host, 0)
     state = program.init(random.split(random.key(0), 1))
-    state, _ = program.step(state)
-    state, _ = program.step(state)
-    _, run = drive(program, state, updates)
+    state, _ = program.step(state, 2)
+    gc.collect()
+    gc.freeze()
+    start = time.perf_counter()
+    state, _ = program.step(state, updates)
+    run = time.perf_counter() - start
     program.close()
     torch.set_num_threads(1)
     vec = host.make_vec(8)
@@ -120,20 +120,12 @@ def half_cheetah(updates: int) -> tuple[float, float, float]:
     actions = [vec.action_space.sample() for _ in range(256)]
     [vec.step(a) for a in actions]
     stepping = seconds(lambda: [vec.step(a) for a in actions], updates)
-    from purerl import samplers
-
-    keys = random.split(random.key(0), 1)
-    learn = compile(vmap(guard(lambda s, b: _update(algo, s, b))))
-    with samplers.serial(host, algo, keys) as feed:
+    learn = compile(vmap(algo.update))
+    with samplers.serial(host, algo, random.split(random.key(0), 1)) as feed:
         feed.publish(state.algo)
         batch = next(feed)
-    learn(state, batch)
-    return run / updates, stepping, seconds(lambda: learn(state, batch), updates)
-
-
-def _update(algo: Any, state: Any, batch: Any) -> tuple[Any, Any]:
-    new, info = algo.update(state.algo, batch)
-    return state.replace(algo=new), info
+    learn(state.algo, batch)
+    return run / updates, stepping, seconds(lambda: learn(state.algo, batch), updates)
 
 
 def main() -> None:
@@ -141,14 +133,17 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="length of the runs")
     scale = parser.parse_args().scale
     print(f"PPO CartPole-v1, 4 environments x 128 steps, 4 minibatches x 4 epochs, 64x64 tanh, {CORES} cores\n")
-    peer = sb3_cartpole(int(50_000 * scale))
+    sb3 = sb3_cartpole()
+    peer = before = sb3(int(25_000 * scale))
     print(f"{'':22}{'steps/s':>10}{'ratio':>8}{'compiled in':>13}{'empty call':>12}{'products':>10}{'step':>10}")
     print(f"{'Stable-Baselines3':22}{peer:>10,.0f}{1:>7.1f}x")
     for seeds, updates in ((1, 1000), (16, 300), (64, 100)):
         compilation, rate = cartpole(seeds, int(updates * scale))
+        after = sb3(int(25_000 * scale))
+        ratio, before = 2 * rate / (before + after), after  # the machine's own pace changes: compare with what ran just around
         step = BATCH * seeds / rate * 1e3
         floors = f"{empty_call(seeds) * 1e3:>9.2f} ms{matrix_products(seeds) * 1e3:>7.1f} ms{step:>7.1f} ms"
-        print(f"{f'purerl, {seeds} seeds':22}{rate:>10,.0f}{rate / peer:>7.1f}x{compilation:>11.1f} s{floors}", flush=True)
+        print(f"{f'purerl, {seeds} seeds':22}{rate:>10,.0f}{ratio:>7.1f}x{compilation:>11.1f} s{floors}", flush=True)
     whole, stepping, gradients = half_cheetah(int(15 * scale) or 1)
     print("\nPPO HalfCheetah-v5 through Gymnasium, 8 environments x 256 steps, 32 minibatches x 10 epochs")
     share = (stepping + gradients) / whole

@@ -23,6 +23,6 @@ for i in range(1, updates + 1):
         print(f"compiled in {time.perf_counter() - start:.0f} s")
         start = time.perf_counter()
     if i % 20 == 0 or i == updates:
-        returns = vmap(mean_return)(state.episodes)
+        returns = mean_return(state.episodes)
         rate = (i - 1) * 512 * seeds / (time.perf_counter() - start)
         print(f"{i * 512:>7} steps  return {returns.mean():6.1f} +- {returns.std():5.1f}  {rate:,.0f} steps/s")

@@ -29,6 +29,6 @@ step = compile(vmap(step))
 for _ in range(updates):
     state, _ = step(state)
 
-returns = vmap(mean_return)(state.episodes).reshape(len(lrs), n_seeds)
+returns = mean_return(state.episodes).reshape(len(lrs), n_seeds)
 for lr, r in zip(lrs.tolist(), returns, strict=True):
     print(f"lr {lr:.0e}  return {r.mean():6.1f} +- {r.std():.1f} over {n_seeds} seeds")

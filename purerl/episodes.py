@@ -47,8 +47,12 @@ def record_episodes(episodes: Episodes, batch: Batch) -> Episodes:
     """Follow the returns and lengths through a batch `[T, B]`; the finished ones enter the ring in order of time."""
     done = batch.terminated | batch.truncated
     go_on = batch.valid.float()  # the step that only resets starts the sums anew
-    returns = linear_recurrence(go_on, batch.reward * go_on, episodes.current_return)
-    lengths = linear_recurrence(go_on, go_on, episodes.current_length)
+    sums = linear_recurrence(
+        go_on[..., None],
+        torch.stack([batch.reward * go_on, go_on], -1),
+        torch.stack([episodes.current_return, episodes.current_length], -1),
+    )
+    returns, lengths = sums.unbind(-1)
 
     done = done.flatten()
     order = done.long().cumsum(0)
@@ -69,15 +73,14 @@ def record_episodes(episodes: Episodes, batch: Batch) -> Episodes:
 
 
 def mean_return(episodes: Episodes) -> Tensor:
-    """Mean return of the episodes in the window, `[]`; NaN before the first has finished."""
+    """Mean return of the episodes in the window, `[...]`; NaN before the first has finished."""
     return _window_mean(episodes.returns, episodes.count)
 
 
 def mean_length(episodes: Episodes) -> Tensor:
-    """Mean length of the episodes in the window, `[]`; NaN before the first has finished."""
+    """Mean length of the episodes in the window, `[...]`; NaN before the first has finished."""
     return _window_mean(episodes.lengths, episodes.count)
 
 
 def _window_mean(ring: Tensor, count: Tensor) -> Tensor:
-    filled = torch.arange(WINDOW, device=ring.device) < count
-    return torch.where(filled, ring, 0.0).sum() / filled.sum()
+    return torch.where(count > 0, ring.sum(-1) / count.clamp(max=WINDOW), torch.nan)  # slots not yet filled hold zeros

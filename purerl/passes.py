@@ -4,8 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._inductor.custom_graph_pass import CustomGraphPass, CustomSchedulerPass, get_hash_for_files
+from torch._inductor.graph import SubgraphLowering
+from torch._inductor.ir import WhileLoop
 from torch._inductor.pattern_matcher import Arg, CallFunction, Match, PatternMatcherPass, register_graph_pattern
+from torch._inductor.virtualized import V
 
 aten = torch.ops.aten
 
@@ -80,6 +83,25 @@ class OwnMemory(CustomGraphPass):
                 owned.append(_copy(graph, x) if _storage(x) in taken else x)
                 taken.add(_storage(x))
         output.args = (tuple(owned),)
+
+    def uuid(self) -> bytes:
+        return get_hash_for_files((__file__,))
+
+
+class LoopBuffers(CustomSchedulerPass):
+    """Corrections of how torch 2.13 plans the memory of loops.
+
+    The allocations of all bodies are planned with the outer graph, which does not know what a body's kernels removed: a third
+    of a body's buffers would be allocated at each turn and never used. And what a loop writes in place is declared by the
+    loop; planned as reusable, it would be declared twice.
+    """
+
+    def __call__(self, nodes: list) -> list:
+        if isinstance(V.graph, SubgraphLowering):
+            V.graph.removed_buffers = V.graph.parent.removed_buffers
+        for loop in (node.node for node in nodes if isinstance(node.node, WhileLoop)):
+            V.graph.never_reuse_buffers.update(written.get_name() for written in loop.mutation_outputs)
+        return nodes
 
     def uuid(self) -> bytes:
         return get_hash_for_files((__file__,))

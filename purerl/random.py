@@ -48,6 +48,10 @@ def threefry2x32(key: Tensor, counter: tuple[Tensor, Tensor]) -> tuple[Tensor, T
     return x0, x1
 
 
+# A graph calls it as a whole, so that its 20 rounds are not traced from the bytecode again each time.
+torch.compiler.allow_in_graph(threefry2x32)
+
+
 def _blocks(key: Tensor, n: int, purpose: int) -> tuple[Tensor, Tensor]:
     index = torch.arange(n, dtype=torch.int32, device=key.device)
     return threefry2x32(key, (index, torch.full_like(index, purpose)))
@@ -166,10 +170,8 @@ def permutation(key: Tensor, n: int) -> Tensor:
 
 
 def _mix(x: Tensor, key: Tensor) -> Tensor:
-    """A keyed hash of small integers: the upper half of two multiply-add rounds over 32-bit words (int64 carries them)."""
-    h = ((x + key[0]) * 0x9E3779B1) & 0xFFFFFFFF
-    h = ((h ^ (h >> 15) ^ key[1]) * 0x85EBCA6B) & 0xFFFFFFFF
-    return h >> 16
+    """A keyed hash of small integers: multiply-shift on 32-bit words, int64 carries them (Dietzfelbinger 1996)."""
+    return ((x * (key[0] | 1) + key[1]) & 0xFFFFFFFF) >> 16
 
 
 def choice(key: Tensor, n: int, shape: tuple[int, ...] = (), p: Tensor | None = None, replace: bool = True) -> Tensor:

@@ -1,17 +1,17 @@
 """Experience from a pure environment, and the fusion of collecting and learning into one pure step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorClass, TensorDict
-from torch import Tensor, vmap
+from torch import Tensor
 
 from purerl import random, tree
 from purerl.base import Algorithm, Batch, Env, Inputs
 from purerl.episodes import Episodes, init_episodes, record_episodes
 from purerl.spaces import env_actions, zero_actions
-from purerl.transforms import scan
+from purerl.transforms import scan, vmap
 
 
 class Actors(TensorClass):
@@ -59,9 +59,10 @@ def init_actors(algo: Algorithm, env: Env, n_envs: int, key: Tensor) -> Actors:
     return Actors(env=env_state, inputs=inputs, carry=algo.carry(n_envs), done=done)
 
 
-def draw_ahead(draw: Callable[[Tensor], Any], key: Tensor, n_steps: int, n_envs: int) -> Any:
-    """The noise `[T, B, ...]` of a whole fragment; step `t` of environment `b` draws from the key's child `t * B + b`."""
-    return vmap(vmap(draw))(random.split(key, n_steps * n_envs).reshape(n_steps, n_envs, 2))
+def draw_ahead(draws: Sequence[Callable[[Tensor], Any]], key: Tensor, n_steps: int, n_envs: int) -> tuple[Any, ...]:
+    """For each of the functions the noise `[T, B, ...]` of a whole fragment, drawn at once."""
+    keys = random.split(key, len(draws) * n_steps * n_envs).unflatten(0, (len(draws), n_steps, n_envs))
+    return tuple([vmap(vmap(draw))(step_keys) for draw, step_keys in zip(draws, keys, strict=True)])
 
 
 def rollout(algo: Algorithm, env: Env, state: Any, actors: Actors, n_steps: int, key: Tensor) -> tuple[Actors, Batch]:
@@ -70,14 +71,13 @@ def rollout(algo: Algorithm, env: Env, state: Any, actors: Actors, n_steps: int,
     Args:
         state: the algorithm's state, which does not change meanwhile.
         actors: `[B]`.
-        key: `[2]`; its first half is for the policy's draws, its second for the environment's.
+        key: `[2]`.
 
     Returns:
         The actors after the last step, and the batch `[T, B]`.
     """
     (n_envs,) = actors.done.shape
-    act_key, env_key = random.split(key)
-    noises = draw_ahead(algo.draw, act_key, n_steps, n_envs), draw_ahead(env.draw, env_key, n_steps, n_envs)
+    noises = draw_ahead((algo.draw, env.draw), key, n_steps, n_envs)
 
     def step(actors: Actors, noises: tuple[Any, Any]) -> tuple[Actors, dict]:
         act_noise, env_noise = noises
@@ -87,20 +87,66 @@ def rollout(algo: Algorithm, env: Env, state: Any, actors: Actors, n_steps: int,
         env_state, obs, reward, terminated, truncated, _ = moved
         env_state, obs = tree.where(done, vmap(env.reset)(env_noise), (env_state, obs))
         reward, terminated, truncated = torch.where(done, 0.0, reward), terminated & ~done, truncated & ~done
-        seen = Inputs(obs=obs, prev_action=tree.where(done, torch.zeros_like(action), action), prev_reward=reward, first=done)
+        seen = Inputs(obs=obs, prev_action=masked(done, action), prev_reward=reward, first=done)
         after = Actors(env=env_state, inputs=seen, carry=carry, done=terminated | truncated)
         return after, {
-            "inputs": inputs,
+            "obs": tree.leaves(inputs.obs),
             "action": action,
             "reward": reward,
             "terminated": terminated,
             "truncated": truncated,
-            "valid": ~done,
-            "extras": extras,
+            "extras": extras.to_dict(),
         }
 
     after, steps = scan(step, actors, noises)
-    return after, Batch(**steps, carry=actors.carry, last=after.inputs)
+    obs = tree.unflatten(tree.structure(actors.inputs.obs), steps.pop("obs"))
+    return after, fragment(actors, obs, after.inputs, **steps)
+
+
+def masked(done: Tensor, action: Tensor) -> Tensor:
+    """The action, zero where the step only reset."""
+    return tree.where(done, torch.zeros_like(action), action)
+
+
+def fragment(
+    start: Actors,
+    obs: Any,
+    last: Inputs,
+    action: Tensor,
+    reward: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    extras: dict[str, Any],
+) -> Batch:
+    """The batch `[T, B]` of a fragment's steps; what merely repeats the step before is derived from it.
+
+    Args:
+        start: `[B]` before the first step.
+        obs, action, reward, terminated, truncated, extras: `[T, B]`, nothing rewarded or ended in a step that only resets.
+        last: `[B]` what the policy would see after the last step.
+    """
+
+    def delay(first: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([first[None], x[:-1]])
+
+    done = delay(start.done, terminated | truncated)
+    inputs = Inputs(
+        obs=obs,
+        prev_action=delay(start.inputs.prev_action, masked(done, action)),
+        prev_reward=delay(start.inputs.prev_reward, reward),
+        first=delay(start.inputs.first, done),
+    )
+    return Batch(
+        inputs=inputs,
+        action=action,
+        reward=reward,
+        terminated=terminated,
+        truncated=truncated,
+        valid=~done,
+        extras=TensorDict(extras),
+        carry=start.carry,
+        last=last,
+    )
 
 
 def fuse(algo: Algorithm, env: Env, n_envs: int | None = None, n_steps: int | None = None) -> tuple[Callable, Callable]:

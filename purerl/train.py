@@ -22,6 +22,8 @@ from purerl.episodes import Episodes, init_episodes, mean_length, mean_return, r
 from purerl.rollout import fuse
 from purerl.transforms import compile, vmap
 
+REPORT_EVERY = 0.2  # seconds
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -56,12 +58,12 @@ class Program(NamedTuple):
 
     Attributes:
         init: `init(keys [L, 2]) -> state`.
-        step: `step(state) -> (state, info)`, one batch and one update in every lane.
+        step: `step(state, n) -> (state, info)`, `n` times one batch and one update in every lane, and the last update's info.
         close: gives back threads and environments.
     """
 
     init: Callable[[Tensor], Any]
-    step: Callable[[Any], tuple[Any, TensorDict]]
+    step: Callable[[Any, int], tuple[Any, TensorDict]]
     close: Callable[[], None]
 
 
@@ -141,14 +143,15 @@ def make_config(run: Run, variant: dict[str, float]) -> Any:
     return algos.find(run.algo).config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def guard(step: Callable) -> Callable:
-    """A lane whose loss or parameters are no longer finite stands still at its last good state."""
+def guard(step: Callable, unpack: Callable) -> Callable:
+    """`step` on a packed state (a few large tensors cross the border of a compiled call sooner than many small ones), in which
+    a lane whose loss or parameters are no longer finite stands still at its last good state."""
 
-    def guarded(state: Any, *batch: Any) -> tuple[Any, TensorDict]:
-        new, info = step(state, *batch)
+    def guarded(packed: Any, *batch: Any) -> tuple[Any, TensorDict]:
+        new, info = step(tree.own(unpack(packed)), *batch)  # a loop takes no two views of one tensor
         checked = [info["loss"], *tree.leaves(new.algo.params)]
         finite = torch.stack([torch.isfinite(x).all() for x in checked]).all()
-        return tree.where(finite, new, state), info
+        return tree.where(finite, tree.pack(new)[0], packed), info
 
     return guarded
 
@@ -162,22 +165,31 @@ def make_program(run: Run, algo: Algorithm, env: Env | envs.HostEnv, start: int)
 def pure_program(algo: Algorithm, env: Env, n_lanes: int) -> Program:
     """Rollout and update fused; the lanes run as tiles of equal size, one thread each."""
     init, step = fuse(algo, env)
-    compiled = compile(vmap(guard(step)))
+    _, unpack = tree.pack(init(random.key(0)))
+    compiled = compile(vmap(guard(step, unpack)))
     cores = torch.get_num_threads()
     n_tiles = max(n for n in range(1, cores + 1) if n_lanes % n == 0)
     size = n_lanes // n_tiles
     pool = ThreadPoolExecutor(n_tiles, initializer=lambda: torch.set_num_threads(1))
     compiling = True
 
-    def step_all(state: Any) -> Any:
+    def repeat(tile: Any, n: int) -> tuple[Any, TensorDict]:
+        packed, unpack = tree.pack(tile, axes=1)
+        for _ in range(n):
+            packed, info = compiled(packed)
+        return unpack(packed), info
+
+    def step_all(state: Any, n: int) -> tuple[Any, TensorDict]:
         nonlocal compiling
-        tiles = [state[i * size : (i + 1) * size] for i in range(n_tiles)]
-        if compiling:  # in one thread, once
-            done = [pool.submit(compiled, tile).result() for tile in tiles]
-            compiling = False
-        else:
-            done = list(pool.map(compiled, tiles))
-        return torch.cat([tile for tile, _ in done]), torch.cat([info for _, info in done])
+        tiles = [state[i * size : (i + 1) * size] for i in range(n_tiles)] if n_tiles > 1 else [state]
+        futures = []
+        for tile in tiles:
+            futures.append(pool.submit(repeat, tile, n))
+            if compiling:  # in one thread, once
+                futures[0].result()
+        compiling = False
+        done = [future.result() for future in futures]
+        return tree.concatenate([tile for tile, _ in done]), tree.concatenate([info for _, info in done])
 
     return Program(vmap(init), step_all, pool.shutdown)
 
@@ -193,24 +205,29 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int) -> Program:
         algo_state, info = algo.update(state.algo, batch)
         return HostState(algo=algo_state, episodes=record_episodes(state.episodes, batch), key=state.key), info
 
-    compiled = compile(vmap(guard(learn)))
+    _, unpack = tree.pack(init(random.key(0)))
+    compiled = compile(vmap(guard(learn, unpack)))
     pool = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(1))
     feed: samplers.SerialFeed | None = None
 
-    def step(state: HostState) -> tuple[HostState, TensorDict]:
+    def step(state: HostState, n: int) -> tuple[HostState, TensorDict]:
         nonlocal feed
         if feed is None:
             keys = torch.vmap(lambda key: random.fold_in(key, start))(state.key)
             feed = samplers.serial(env, algo, keys)
-        feed.publish(state.algo)
-        return compiled(state, next(feed).to(state.key.device))
+        for _ in range(n):
+            feed.publish(state.algo)
+            packed, unpack = tree.pack(state, axes=1)
+            packed, info = compiled(packed, next(feed).to(state.key.device))
+            state = unpack(packed)
+        return state, info
 
     def close() -> None:
         if feed is not None:
             feed.close()
         pool.shutdown()
 
-    return Program(vmap(init), lambda state: pool.submit(step, state).result(), close)
+    return Program(vmap(init), lambda state, n: pool.submit(step, state, n).result(), close)
 
 
 def initial_state(run: Run, program: Program) -> Any:
@@ -307,11 +324,11 @@ def train(
 
     batch = algo.config.n_envs * algo.config.n_steps
     n_updates, n_lanes = run.steps // batch, len(lanes(run))
-    row_every = max(1, n_updates // 200)
+    row_every = max(1, n_updates // 100)
     sinks = Sinks(out, run, start_update * batch)
     failed: dict[str, Failure] = {}
     start = last_report = last_save = time.monotonic()
-    start_at = start - seconds
+    start_at, seconds_each, first = start - seconds, REPORT_EVERY, start_update + 1
 
     def save(update: int) -> None:
         checkpoint.save_step(folder, update * batch, state, {"update": update, "seconds": time.monotonic() - start_at})
@@ -319,22 +336,27 @@ def train(
     update = start_update
     try:
         while update < n_updates:
-            state, info = program.step(state)
-            update += 1
+            # Up to the next row, but no longer than between two reports; the first update alone, because it compiles.
+            to_row = min(row_every - update % row_every, n_updates - update)
+            n = max(1, min(to_row, int(REPORT_EVERY / seconds_each))) if update > start_update else 1
+            state, info = program.step(state, n)
+            update += n
             now = time.monotonic()
             if update == start_update + 1:
                 # Compilation is over: its objects need no visit by the garbage collector, and its time is no part of the rate.
                 gc.collect()
                 gc.freeze()
-                start, first = now, update
-            rate = (update - first) * batch * n_lanes / (now - start) if now > start else 0.0
+                start = now
+            elif update > first:
+                seconds_each = (now - start) / (update - first)
+            rate = batch * n_lanes / seconds_each if update > first else 0.0
             if update % row_every == 0 or update == n_updates:
                 for lane, steps in zip(sinks.names, state.algo.steps.tolist(), strict=True):
                     if steps != update * batch and lane not in failed:
                         failed[lane] = Failure(lane, steps)
                 sinks.write(state, info, update * batch, now - start_at, rate / n_lanes, failed)
-            if now - last_report > 0.2 or update == n_updates:
-                left = (n_updates - update) * batch * n_lanes / rate if rate else float("nan")
+            if now - last_report > REPORT_EVERY or update == n_updates:
+                left = (n_updates - update) * seconds_each if rate else float("nan")
                 report(Progress(update * batch, n_updates * batch, rate, float(sinks.mean_return), left))
                 last_report = now
             if now - last_save > checkpoint_every and update % row_every == 0:
@@ -363,8 +385,8 @@ class Sinks:
 
     def write(self, state: Any, info: TensorDict, steps: int, seconds: float, rate: float, failed: dict[str, Failure]) -> None:
         columns = {
-            "ReturnAverage": torch.vmap(mean_return)(state.episodes),
-            "LengthAverage": torch.vmap(mean_length)(state.episodes),
+            "ReturnAverage": mean_return(state.episodes),
+            "LengthAverage": mean_length(state.episodes),
             "Diagnostics/Episodes": state.episodes.count,
             **info,
         }

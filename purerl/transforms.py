@@ -1,14 +1,15 @@
 """How functions run: `compile`, `vmap` and `scan`. What they compute stays the same."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch._higher_order_ops.scan import scan as _scan
 from torch._higher_order_ops.scan import scan_op
+from torch._inductor.custom_graph_pass import get_hash_for_files
 
-from purerl import passes, tree
+from purerl import passes, random, tree
 
 # The body is a submodule of the graph, hence part of the key of inductor's on-disk cache.
 scan_op._cacheable = True
@@ -26,31 +27,71 @@ def compile(f: Callable, threads: int = 1) -> Callable:
     """
     options: dict[str, Any] = {
         "cpp_wrapper": True,  # halves the overhead of a call and of a loop's turn
+        "cpp_wrapper_build_separate": True,  # two compilers side by side, and no optimization of what allocates
         "cpp.threads": threads,
         "cpp.enable_loop_tail_vec": False,
         "realize_opcount_threshold": 16,  # keeps the generator's rounds from being inlined into each other, exponentially
         "post_grad_custom_pre_pass": passes.CheapTanh(),
         "post_grad_custom_post_pass": passes.OwnMemory(),
+        "_post_fusion_custom_pass": passes.LoopBuffers(),
+        "unsafe_marked_cacheable_functions": {"purerl.random.threefry2x32": get_hash_for_files((random.__file__,)).hex()},
     }
+    leafwise, programs = _leafwise(f), {}
 
     def call(*args: Any) -> Any:
-        return _own(f(*args))
+        leaves, structure = tree.flatten(args)
+        if structure not in programs:
+            programs[structure] = _program(leafwise, structure, options)
+        results, results_structure = programs[structure](leaves)
+        return tree.unflatten(results_structure, results)
 
-    # Dynamo keeps what it compiled with the code object; one of its own, or every function made by `vmap` would share a cache.
-    call.__code__ = call.__code__.replace()
-    return torch.compile(call, fullgraph=True, dynamic=False, options=options)
-
-
-def vmap(f: Callable, in_dims: Any = 0) -> Callable:
-    """`torch.vmap` whose results own their memory."""
-    mapped = torch.vmap(f, in_dims)
-    return lambda *args: mapped(*args) if torch.compiler.is_compiling() else _own(mapped(*args))
+    return call
 
 
-def _own(results: Any) -> Any:
-    """Results that share memory, or show one number many times (what `torch.vmap` makes of an output that does not depend on
-    the mapped input), would be another kind of input to the compiled function that they go back into."""
-    return tree.map(lambda x: x.clone(memory_format=torch.contiguous_format), results)
+def _program(leafwise: Callable, structure: Any, options: dict[str, Any]) -> Callable:
+    def program(leaves: list[Any]) -> tuple[list[Any], Any]:
+        results, results_structure = leafwise(leaves, structure)
+        return tree.own(results), results_structure
+
+    # Dynamo keeps what it compiled with the code object: each program needs one of its own, or all would share a cache.
+    program.__code__ = program.__code__.replace()
+    return torch.compile(program, fullgraph=True, dynamic=False, options=options)
+
+
+def _leafwise(f: Callable) -> Callable:
+    """`f` as `(leaves, structure) -> (leaves, structure)`: lists are faster to trace, and to check at a call, than trees."""
+    return getattr(f, "leafwise", None) or (lambda leaves, structure: tree.flatten(f(*tree.unflatten(structure, leaves))))
+
+
+def vmap(f: Callable, in_dims: int | tuple[int | None, ...] = 0) -> Callable:
+    """`torch.vmap` over trees, whose results own their memory.
+
+    Args:
+        in_dims: the mapped axis of the arguments' leaves, None for an argument that is not mapped.
+    """
+    leafwise_lane = _leafwise(f)
+
+    def leafwise(leaves: Sequence[Any], structure: Any) -> tuple[Sequence[Any], Any]:
+        dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(structure.children)
+        lane_args = [x if dim is None else tree.batched(x, -1) for dim, x in zip(dims, structure.children, strict=True)]
+        lane_structure = structure._replace(children=tuple(lane_args))
+        structures: list[Any] = []
+
+        def lane(*leaves: Any) -> tuple[Any, ...]:
+            results, results_structure = leafwise_lane(leaves, lane_structure)
+            structures.append(results_structure)
+            return tuple(results)
+
+        leaf_dims = [dim for dim, x in zip(dims, structure.children, strict=True) for _ in range(tree.size(x))]
+        results = torch.vmap(lane, tuple(leaf_dims))(*leaves)
+        return results, tree.batched(structures[0], 1)
+
+    def mapped(*args: Any) -> Any:
+        results, structure = leafwise(*tree.flatten(args))
+        return tree.unflatten(structure, results if torch.compiler.is_compiling() else tree.own(results))
+
+    mapped.leafwise = leafwise  # type: ignore[attr-defined]
+    return mapped
 
 
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -60,7 +101,8 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
     taken inside `body`.
 
     Args:
-        body: `body(carry, x) -> (carry, y)`; the carry keeps its structure, shapes and dtypes.
+        body: `body(carry, x) -> (carry, y)`; the carry keeps its structure, shapes and dtypes, and `y` is a nesting of plain
+            dicts, lists and tuples of tensors.
         carry: a tree.
         xs: a tree whose leaves are `[T, ...]`.
 
@@ -74,15 +116,13 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
             ys.append(y)
         return carry, tree.stack(ys)
 
-    # Each tensor that crosses the loop's border costs time at every turn, so they cross packed. The structure of `y` is learnt
-    # from a step whose results are dead code.
+    # Each tensor that crosses the loop's border costs time at every turn, so they cross packed; the `y` go into place one by one.
     packed_carry, unpack_carry = tree.pack(carry)
     packed_xs, unpack_x = tree.pack(xs, axes=1)
-    _, unpack_y = tree.pack(body(carry, tree.index(xs, 0))[1])
 
-    def packed_body(packed_carry: dict, packed_x: dict) -> tuple[dict, dict]:
+    def packed_body(packed_carry: dict, packed_x: dict) -> tuple[dict, Any]:
         carry, y = body(unpack_carry(packed_carry), unpack_x(packed_x))
-        return tree.pack(carry)[0], tree.pack(y)[0]
+        return tree.pack(carry)[0], tree.own(y)
 
-    packed_carry, packed_ys = _scan(packed_body, packed_carry, packed_xs)
-    return unpack_carry(packed_carry), unpack_y(packed_ys)
+    packed_carry, ys = _scan(packed_body, packed_carry, packed_xs)
+    return unpack_carry(packed_carry), ys

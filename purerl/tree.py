@@ -1,24 +1,137 @@
-"""Functions over trees: a tensor, or any nesting of TensorDicts, TensorClasses, tuples and dicts of tensors."""
+"""Functions over trees: a tensor, or any nesting of TensorDicts, TensorClasses, tuples, lists and dicts of tensors."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
+from tensordict import TensorDict, TensorDictBase, is_tensorclass
 from torch import Tensor
 
-map = pytree.tree_map
-leaves = pytree.tree_leaves
+
+class Node(NamedTuple):
+    """The structure of a tree without its leaves, comparable and hashable; a leaf's is None.
+
+    Attributes:
+        cls: the container.
+        keys: of the children; empty for tuples and lists.
+        children: their structures.
+        size: the number of leaves.
+        batch_dims: how many leading axes a TensorDict counts as its batch size.
+    """
+
+    cls: type
+    keys: tuple[str, ...]
+    children: tuple[Any, ...]
+    size: int
+    batch_dims: int = 0
+
+
+def size(structure: Node | None) -> int:
+    """The number of leaves."""
+    return 1 if structure is None else structure.size
+
+
+def flatten(tree: Any) -> tuple[list[Any], Node | None]:
+    """The leaves in order, and the structure that `unflatten` rebuilds the tree from."""
+    found: list[Any] = []
+    return found, _flatten(tree, found)
+
+
+def _flatten(tree: Any, found: list[Any]) -> Node | None:
+    before = len(found)
+    if isinstance(tree, Tensor):
+        found.append(tree)
+        return None
+    if is_tensorclass(tree):
+        return Node(type(tree), (), (_flatten(tree._tensordict, found),), len(found) - before)
+    if isinstance(tree, TensorDictBase):
+        items = tuple(tree.items())
+        children = tuple([_flatten(x, found) for _, x in items])
+        return Node(TensorDict, tuple([name for name, _ in items]), children, len(found) - before, len(tree.batch_size))
+    if isinstance(tree, dict):
+        return Node(dict, tuple(tree), tuple([_flatten(x, found) for x in tree.values()]), len(found) - before)
+    if isinstance(tree, tuple | list):
+        return Node(type(tree), (), tuple([_flatten(x, found) for x in tree]), len(found) - before)
+    found.append(tree)
+    return None
+
+
+def unflatten(structure: Node | None, values: Sequence[Any]) -> Any:
+    """The tree of a structure with these leaves. A TensorDict's batch size is read off its first leaf."""
+    return _unflatten(structure, list(values)[::-1], torch.Size())
+
+
+def _unflatten(structure: Node | None, rest: list[Any], batch_size: torch.Size) -> Any:
+    if structure is None:
+        return rest.pop()
+    if structure.cls is TensorDict and structure.size:
+        batch_size = rest[-1].shape[: structure.batch_dims]
+    children = [_unflatten(child, rest, batch_size) for child in structure.children]
+    if structure.cls is TensorDict:
+        items: dict[Any, Any] = dict(zip(structure.keys, children, strict=True))
+        return TensorDict._new_unsafe(items, batch_size=batch_size, nested=False)  # checks nothing: faster
+    if structure.cls is dict:
+        return dict(zip(structure.keys, children, strict=True))
+    if is_tensorclass(structure.cls):
+        return structure.cls._from_tensordict(children[0])  # type: ignore[attr-defined]
+    return structure.cls(*children) if hasattr(structure.cls, "_fields") else structure.cls(children)
+
+
+def batched(structure: Node | None, more: int) -> Node | None:
+    """The structure whose TensorDicts count `more` leading axes as batch size, fewer if negative."""
+    if structure is None:
+        return None
+    dims = max(0, structure.batch_dims + more) if structure.cls is TensorDict else 0
+    children = tuple([batched(x, more) for x in structure.children])
+    return Node(structure.cls, structure.keys, children, structure.size, dims)
+
+
+def map(f: Callable, *trees: Any) -> Any:
+    """The tree of `f(leaf, ...)` over the leaves of trees of one structure."""
+    columns = [leaves(tree) for tree in trees]
+    return unflatten(structure(trees[0]), [f(*xs) for xs in zip(*columns, strict=True)])
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves in order."""
+    return flatten(tree)[0]
+
+
+def structure(tree: Any) -> Node | None:
+    """What `unflatten` rebuilds the tree from."""
+    return flatten(tree)[1]
+
+
+def replace(tree: Any, **fields: Any) -> Any:
+    """A TensorClass with some fields changed (its own `replace` copies all of them, which is slow to trace)."""
+    inner = tree._tensordict
+    return type(tree)._from_tensordict(TensorDict({**dict(inner.items()), **fields}, batch_size=inner.batch_size))
+
+
+def own(tree: Any) -> Any:
+    """A copy whose leaves are contiguous and share no memory.
+
+    Results that share memory, or show one number many times (what `torch.vmap` makes of an output that does not depend on the
+    mapped input), would be another kind of input to the compiled function that they go back into.
+    """
+    return map(lambda x: x.clone(memory_format=torch.contiguous_format), tree)
 
 
 def stack(trees: Sequence[Any]) -> Any:
     """One tree whose leaves are stacked along a new first axis."""
-    return map(lambda *xs: torch.stack(xs), *trees)
+    columns = zip(*[leaves(tree) for tree in trees], strict=True)
+    return unflatten(batched(structure(trees[0]), 1), [torch.stack(xs) for xs in columns])
+
+
+def concatenate(trees: Sequence[Any]) -> Any:
+    """One tree whose leaves are joined along their first axis."""
+    return trees[0] if len(trees) == 1 else map(lambda *xs: torch.cat(xs), *trees)
 
 
 def index(tree: Any, i: Any) -> Any:
     """The tree of `leaf[i]`."""
-    return map(lambda x: x[i], tree)
+    found, shape_of_tree = flatten(tree)
+    return unflatten(batched(shape_of_tree, -1) if isinstance(i, int) else shape_of_tree, [x[i] for x in found])
 
 
 def where(mask: Tensor, a: Any, b: Any) -> Any:
@@ -32,7 +145,7 @@ def pack(tree: Any, axes: int = 0) -> tuple[dict[torch.dtype, Tensor], Callable[
     Returns:
         The packed tensors, and the function that cuts such tensors, with any leading axes, into views of the tree's shapes.
     """
-    flat, spec = pytree.tree_flatten(tree)
+    flat, shape_of_tree = flatten(tree)
     groups: dict[torch.dtype, list[int]] = {}
     for i, x in enumerate(flat):
         groups.setdefault(x.dtype, []).append(i)
@@ -44,7 +157,7 @@ def pack(tree: Any, axes: int = 0) -> tuple[dict[torch.dtype, Tensor], Callable[
             parts = packed[dtype].split([shapes[i].numel() for i in members], -1)
             for i, part in zip(members, parts, strict=True):
                 out[i] = part.reshape(part.shape[:-1] + shapes[i])
-        return pytree.tree_unflatten(out, spec)
+        return unflatten(shape_of_tree, out)
 
     packed = {
         dtype: torch.cat([flat[i].reshape((*flat[i].shape[:axes], -1)) for i in members], -1) for dtype, members in groups.items()

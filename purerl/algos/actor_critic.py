@@ -132,7 +132,8 @@ def estimate(policy: Policy, config: Any, state: ActorCriticState, batch: Batch)
         target=advantages + values[:-1],
         valid=batch.valid,
     )
-    state = state.replace(obs_moments=obs_moments, reward_scale=reward_scale, steps=state.steps + n_steps * n_envs)
+    steps = state.steps + n_steps * n_envs
+    state = tree.replace(state, obs_moments=obs_moments, reward_scale=reward_scale, steps=steps)
     return state, tree.map(lambda x: x.flatten(0, 1), samples)
 
 

@@ -13,7 +13,7 @@ from purerl import nets, optim, random, tree
 from purerl.algos import actor_critic as ac
 from purerl.base import Algorithm, Batch, EnvSpec
 from purerl.losses import approximate_kl, clipped_surrogate_loss, clipped_value_loss, masked_mean, value_loss
-from purerl.transforms import scan
+from purerl.transforms import scan, vmap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,27 +113,27 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | No
         hyper, progress = state.hyper, state.steps / config.total_steps
         lr = hyper["lr"] * optim.SCHEDULES[config.lr_schedule](progress)
         clip = hyper["clip"] * optim.SCHEDULES[config.clip_schedule](progress)
-        key, shuffle_key = random.split(state.key)
+        keys = random.split(state.key, 1 + config.epochs)
         state, samples = ac.estimate(policy, config, state, batch)
         packed, unpack = tree.pack(samples, axes=1)
         flat, unravel = tree.ravel(state.params)
 
-        def minibatch(carry: tuple, xs: tuple) -> tuple[tuple, TensorDict]:
+        def minibatch(carry: tuple, xs: tuple) -> tuple[tuple, dict]:
             (params, opt, stopped), (rows, epoch_ends) = carry, xs
             chosen = unpack(tree.index(packed, rows))
             new_params, new_opt, info = ac.descend(loss, optimizer(hyper, lr), unravel, params, opt, chosen, hyper, clip)
             if config.target_kl is not None:
                 new_params, new_opt = tree.where(stopped, (params, opt), (new_params, new_opt))
                 stopped = stopped | (epoch_ends & (info["approx_kl"] > hyper["target_kl"]))
-            return (new_params, new_opt, stopped), info
+            return (new_params, new_opt, stopped), info.to_dict()
 
         n = batch.reward.numel()
-        order = torch.vmap(lambda key: random.permutation(key, n))(random.split(shuffle_key, config.epochs))
+        order = vmap(lambda key: random.permutation(key, n))(keys[1:])
         rows = order.reshape(config.epochs * config.n_minibatches, -1)
-        epoch_ends = torch.arange(1, len(rows) + 1, device=key.device) % config.n_minibatches == 0
-        start = (flat, state.opt, torch.zeros((), dtype=torch.bool, device=key.device))
+        epoch_ends = torch.arange(1, len(rows) + 1, device=keys.device) % config.n_minibatches == 0
+        start = (flat, state.opt, torch.zeros((), dtype=torch.bool, device=keys.device))
         (flat, opt, _), info = scan(minibatch, start, (rows, epoch_ends))
-        info = tree.map(lambda x: x.mean(0), info)
-        return state.replace(params=unravel(flat), opt=opt, key=key), info.set("lr", lr)
+        info = TensorDict({name: x.mean(0) for name, x in info.items()})
+        return tree.replace(state, params=unravel(flat), opt=opt, key=keys[0]), info.set("lr", lr)
 
     return ac.algorithm(policy, spec, config, optimizer, update)

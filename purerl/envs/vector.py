@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from torch import vmap
 
 from purerl import random, tree
 from purerl.base import Env
 from purerl.spaces import to_tensors
+from purerl.transforms import vmap
 
 
 def _to_numpy(x: Any) -> Any:

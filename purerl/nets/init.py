@@ -1,4 +1,4 @@
-"""Parameters from a key: every tensor of a module, as one nested TensorDict."""
+"""Parameters from a key: every tensor of a module, as one TensorDict."""
 
 import math
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def init(module: nn.Module, key: Tensor, scheme: Scheme = orthogonal) -> TensorD
     normalisation layer's `weight` is one and everything else zero.
 
     Returns:
-        A TensorDict nested as the module is.
+        A TensorDict of the module's `named_parameters`, under their dotted names.
 
     Raises:
         ValueError: the module has buffers (running statistics are state, which a pure function cannot keep in a module).
@@ -56,10 +56,9 @@ def init(module: nn.Module, key: Tensor, scheme: Scheme = orthogonal) -> TensorD
             params[name] = scheme(keys[i], parameter.shape, getattr(owners[owner], "gain", math.sqrt(2.0)))
         else:
             params[name] = torch.full(parameter.shape, float(leaf == "weight"), device=key.device)
-    return TensorDict(params).unflatten_keys(".")
+    return TensorDict(params)
 
 
 def apply(module: nn.Module, params: TensorDict, *inputs: Any) -> Any:
     """Run a module with the given parameters (`torch.func.functional_call`)."""
-    flat = params.flatten_keys(".")
-    return torch.func.functional_call(module, dict(flat.items()), inputs, tie_weights=False)
+    return torch.func.functional_call(module, dict(params.items()), inputs, tie_weights=False)  # type: ignore[arg-type]

@@ -2,20 +2,28 @@
 
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from tensordict import TensorDict
 from torch import Tensor
 
 from purerl import envs, random, tree
 from purerl.base import Algorithm, Batch, Inputs
-from purerl.rollout import draw_ahead
+from purerl.rollout import Actors, draw_ahead, fragment, masked
 from purerl.spaces import check_spaces, env_actions, to_tensors, zero_actions
 from purerl.transforms import compile, vmap
+
+
+class _Seen(NamedTuple):
+    """What the last step left, `[S, B]`: the observation's leaves, the action as it was, the reward, whether it only reset."""
+
+    obs: list[Tensor]
+    action: Tensor
+    reward: Tensor
+    first: Tensor
 
 
 class SerialFeed:
@@ -30,32 +38,35 @@ class SerialFeed:
         self._fragment, self._warm = 0, False
         self._state: dict[torch.dtype, Tensor] | None = None
         _, self._unpack = tree.pack(algo.init(keys[0]))
-        self._draw = compile(vmap(lambda key: draw_ahead(algo.draw, key, n_steps, n_envs)))
+        self._draw = compile(vmap(lambda key: draw_ahead((algo.draw,), key, n_steps, n_envs)[0]))
         self._act = compile(vmap(self._one_act))
         # Every environment of every seed has a seed of its own, whatever the number of the others.
         seeds = torch.vmap(lambda key: random.randint(random.fold_in(key, 0), (n_envs,), 0, 1 << 31))(keys)
         obs, _ = vec.reset(seed=[int(seed) for seed in seeds.flatten()])  # type: ignore[arg-type]
-        self._seen = {
-            "obs": self._lanes(obs),
-            "prev_action": self._split(zero_actions(vec.single_action_space, vec.num_envs)),
-            "prev_reward": torch.zeros(self._shape),
-            "first": torch.ones(self._shape, dtype=torch.bool),
-        }
-        self._carry = tree.map(lambda x: x.expand(len(keys), *x.shape).clone(), algo.carry(n_envs)).to_dict()
-        self._done = torch.zeros(self._shape, dtype=torch.bool)
+        carry = [x.expand(len(keys), *x.shape).clone() for x in tree.leaves(algo.carry(n_envs))]
+        action = zero_actions(vec.single_action_space, vec.num_envs)
+        self._obs_structure, self._carry_structure = tree.structure(to_tensors(obs)), tree.structure(algo.carry(n_envs))
+        self._seen = _Seen(
+            obs=[self._lanes(x) for x in tree.leaves(to_tensors(obs))],
+            action=self._lanes(action),
+            reward=torch.zeros(self._shape),
+            first=torch.ones(self._shape, dtype=torch.bool),
+        )
+        self._carry, self._done = carry, torch.zeros(self._shape, dtype=torch.bool)
 
-    def _one_act(self, packed: dict[torch.dtype, Tensor], seen: dict, carry: dict, noise: Any, done: Tensor) -> tuple:
-        """One seed's `act`, with what surrounds it: the step that only resets sees no action after it."""
-        action, extras, carry_after = self._algo.act(self._unpack(packed), Inputs(**seen), TensorDict(carry), noise)
-        sent = env_actions(self._algo.spec.action_space, action)
-        return action, sent, extras.to_dict(), carry_after.to_dict(), tree.where(done, torch.zeros_like(action), action)
+    def _one_act(self, packed: dict[torch.dtype, Tensor], seen: "_Seen", carry: list[Tensor], noise: Any) -> tuple:
+        """One seed's `act`, as plain tensors outside: the action, what the environments receive, the extras and the carry."""
+        inputs, memory = self._inputs(seen), tree.unflatten(self._carry_structure, carry)
+        action, extras, memory = self._algo.act(self._unpack(packed), inputs, memory, noise)
+        return action, env_actions(self._algo.spec.action_space, action), extras.to_dict(), tree.leaves(memory)
 
-    def _split(self, x: Tensor) -> Tensor:
+    def _inputs(self, seen: "_Seen") -> Inputs:
+        obs = tree.unflatten(self._obs_structure, seen.obs)
+        return Inputs(obs=obs, prev_action=masked(seen.first, seen.action), prev_reward=seen.reward, first=seen.first)
+
+    def _lanes(self, x: Tensor) -> Tensor:
+        """Gymnasium's batch as `[S, B]`."""
         return x.reshape(self._shape + x.shape[1:])
-
-    def _lanes(self, x: Any) -> Any:
-        """Gymnasium's batched arrays as tensors `[S, B, ...]`."""
-        return tree.map(self._split, to_tensors(x))
 
     def publish(self, state: Any) -> None:
         """Act with this state (the algorithm's, `[S]` of them if there are several seeds) from the next batch on."""
@@ -70,40 +81,33 @@ class SerialFeed:
             raise RuntimeError("feed: publish(state) before the first batch")
         self._fragment += 1
         noise = self._draw(torch.vmap(lambda key: random.fold_in(key, self._fragment))(self._keys))
-        start = self._carry
-        noises = [tree.map(lambda x, t=t: x[:, t], noise) for t in range(self._n_steps)]
-        steps = [pytree.tree_flatten(self._step(noise)) for noise in noises]
-        columns = zip(*(leaves for leaves, _ in steps), strict=True)
-        batch = pytree.tree_unflatten([torch.stack(column, 1) for column in columns], steps[0][1])
-        whole = Batch(
-            inputs=Inputs(**batch.pop("seen")),
-            **{**batch, "extras": TensorDict(batch["extras"])},
-            carry=TensorDict(start),
-            last=Inputs(**self._seen),
-            batch_size=self._shape[:1],
-        )
-        return whole[0] if self._single else whole
+        noises, structure = tree.flatten(noise)
+        start = self._actors()
+        moments = [tree.unflatten(structure, xs) for xs in zip(*(x.unbind(1) for x in noises), strict=True)]
+        steps = [self._step(noise) for noise in moments]
+        obs, *parts = zip(*steps, strict=True)
+        stacked = [tree.map(lambda *xs: torch.stack(xs, 1), *part) for part in parts]
+        all_obs = tree.unflatten(self._obs_structure, [torch.stack(xs, 1) for xs in zip(*obs, strict=True)])
+        batch = vmap(fragment)(start, all_obs, self._actors().inputs, *stacked)
+        return tree.index(batch, 0) if self._single else batch
 
-    def _step(self, noise: Any) -> dict[str, Any]:
-        seen, done = self._seen, self._done
+    def _actors(self) -> Actors:
+        carry = tree.unflatten(self._carry_structure, self._carry)
+        return Actors(env=TensorDict(), inputs=self._inputs(self._seen), carry=carry, done=self._done)
+
+    def _step(self, noise: Any) -> tuple:
+        seen = self._seen
         # One feed calls its act with one kind of input for ever: after the first call, checking that again is most of its cost.
         with torch.compiler.set_stance(skip_guard_eval_unsafe=self._warm):
-            action, sent, extras, self._carry, prev_action = self._act(self._state, seen, self._carry, noise, done)
+            action, sent, extras, self._carry = self._act(self._state, seen, self._carry, noise)
         self._warm = True
         obs, rewards, terminations, truncations, _ = self._vec.step(sent.flatten(0, 1).numpy())
-        reward = self._split(torch.from_numpy(rewards.astype(np.float32)))
-        terminated, truncated = (self._split(torch.from_numpy(x.copy())) for x in (terminations, truncations))
-        self._seen = {"obs": self._lanes(obs), "prev_action": prev_action, "prev_reward": reward, "first": done}
+        reward = torch.from_numpy(rewards.astype(np.float32).reshape(self._shape))
+        terminated = torch.from_numpy(terminations.copy().reshape(self._shape))
+        truncated = torch.from_numpy(truncations.copy().reshape(self._shape))
+        self._seen = _Seen([self._lanes(x) for x in tree.leaves(to_tensors(obs))], action, reward, self._done)
         self._done = terminated | truncated
-        return {
-            "seen": seen,
-            "action": action,
-            "reward": reward,
-            "terminated": terminated,
-            "truncated": truncated,
-            "valid": ~done,
-            "extras": extras,
-        }
+        return seen.obs, action, reward, terminated, truncated, extras
 
     def close(self) -> None:
         """Close the environments."""

@@ -166,7 +166,7 @@ def test_a_network_of_ones_own():
     env = envs.make("CartPole-v1")
     init, step = fuse(make_ppo(env.spec, net=Net()), env, n_envs=2, n_steps=8)
     state, info = step(init(random.key(0)))
-    assert state.algo.params["body", "weight"].shape == (8, 4)
+    assert state.algo.params["body.weight"].shape == (8, 4)
     assert torch.isfinite(info["loss"])
 
 

@@ -177,7 +177,7 @@ def pure_program(algo: Algorithm, env: Env, n_lanes: int) -> Program:
         packed, unpack = tree.pack(tile, axes=1)
         for _ in range(n):
             packed, info = compiled(packed)
-        return unpack(packed), info
+        return tree.own(unpack(packed)), info
 
     def step_all(state: Any, n: int) -> tuple[Any, TensorDict]:
         nonlocal compiling
@@ -220,7 +220,7 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int) -> Program:
             packed, unpack = tree.pack(state, axes=1)
             packed, info = compiled(packed, next(feed).to(state.key.device))
             state = unpack(packed)
-        return state, info
+        return tree.own(state), info
 
     def close() -> None:
         if feed is not None:

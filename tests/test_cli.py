@@ -1,9 +1,12 @@
 """What a user may do wrong ends in one line that says what is allowed, and leaves nothing behind."""
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
 
+import gymnasium as gym
 import pytest
 from click.testing import CliRunner
 
@@ -53,6 +56,56 @@ def test_mistakes(args, message, tmp_path):
     assert message in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_no_mujoco(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "mujoco" or "gymnasium.envs.mujoco" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    result = invoke(["train", "ppo", "--env", "HalfCheetah-v5", "--out", "OUT"], tmp_path)
+    assert result.exit_code == 1
+    assert 'install it with: pip install "purerl[mujoco]"' in result.output
+    assert not (tmp_path / "run").exists()
+
+
+class Talk(gym.Env):
+    """Its actions are words."""
+
+    observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Text(4)
+
+
+def test_an_action_space_no_policy_gradient_takes(tmp_path, monkeypatch):
+    monkeypatch.setitem(gym.registry, "Talk-v0", gym.envs.registration.EnvSpec("Talk-v0", Talk))
+    result = invoke(["train", "ppo", "--env", "Talk-v0", "--out", "OUT"], tmp_path)
+    assert result.exit_code == 1
+    assert "action space: Text(" in result.output
+    assert "is not Discrete, MultiDiscrete, MultiBinary or a Box of floats" in result.output
+
+
+def test_a_lane_that_stops_says_so_and_the_other_goes_on(tmp_path):
+    args = ["train", "a2c", "--env", "CartPole-v1", "--steps", "3200", "--hidden", "8", "--lr", "1e30,1e-3", "--out", "OUT"]
+    result = invoke(args, tmp_path)
+    assert result.exit_code == 1
+    said = " ".join(result.output.split())
+    assert "lane lr=1e+30/seed_000 stopped after" in said
+    assert "its loss was not finite; its last good state is kept" in said
+    assert "Traceback" not in result.output
+    assert (tmp_path / "run" / "lr=0.001" / "seed_000" / "progress.csv").read_text().splitlines()[-1].startswith("3200,")
+
+
+def test_the_terminal_shows_that_it_compiles(tmp_path):
+    screen, terminal = pty.openpty()
+    args = ["train", "a2c", "--env", "CartPole-v1", "--steps", "3200", "--hidden", "8", "--out", str(tmp_path / "run")]
+    child = subprocess.Popen([sys.executable, "-m", "purerl", *args], stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(screen, 4096):
+            shown += part
+    assert child.wait() == 0
+    assert shown.index(b"compiling (once; up to a minute)") < shown.index(b"training")
+    assert b"steps/s" in shown
+    assert b"s left" in shown
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):

@@ -1,11 +1,13 @@
 """Speed against Stable-Baselines3 and against the floors, in one run: `python examples/bench.py [--scale X]`.
 
-Prints ratios: whole runs of the same work on both sides, compilation reported beside; then the floors, which are the empty
-compiled call and the bare matrix products of the run.
+Prints ratios: whole runs of the same work on both sides, by turns, compilation reported beside; then the floors, which are the
+empty compiled call and the bare matrix products of the run.
 """
 
 import argparse
 import gc
+import itertools
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,7 +40,6 @@ def sb3_cartpole() -> Callable[[int], float]:
     model.learn(512)
 
     def rate(steps: int) -> float:
-        torch.set_num_threads(CORES)
         start = time.perf_counter()
         model.learn(steps)
         return steps / (time.perf_counter() - start)
@@ -46,16 +47,30 @@ def sb3_cartpole() -> Callable[[int], float]:
     return rate
 
 
-def cartpole(seeds: int, updates: int) -> tuple[float, float]:
-    """Seconds before the second update, and env steps a second in all lanes, of a whole `train` with its files."""
+def cartpole(seeds: int, updates: int, peer: Callable[[int], float]) -> tuple[float, float, float, float]:
+    """Seconds before the second update, env steps a second in all lanes and of the peer, and their ratio, in a whole `train`.
+
+    Between two reports the peer runs for a moment: the machine's own pace changes from second to second, so each stretch of
+    training is compared with the peer just before and after it. Medians over the stretches.
+    """
     run = train.plan("ppo", "CartPole-v1", seeds, updates * BATCH, {})
-    reports: list[train.Progress] = []
+    start = time.perf_counter()
+    marks: list[tuple[float, float, int, float]] = []  # entered, left, steps so far, the peer's rate
+
+    def report(p: train.Progress) -> None:
+        entered = time.perf_counter()
+        torch.set_num_threads(1)  # no faster with two, for the peer too, and two would get into the tiles' way
+        rate = peer(1024)
+        marks.append((entered, time.perf_counter(), p.steps, rate))
+
+    torch.set_num_threads(CORES)
     with tempfile.TemporaryDirectory() as folder:
         train.prepare(Path(folder), run)
-        start = time.perf_counter()
-        train.train(run, Path(folder), report=reports.append)
-        elapsed = time.perf_counter() - start
-    return elapsed - updates * BATCH * seeds / reports[-1].rate, reports[-1].rate
+        train.train(run, Path(folder), report=report)
+    rates = [(b[2] - a[2]) * seeds / (b[0] - a[1]) for a, b in itertools.pairwise(marks)]
+    peers = [(a[3] + b[3]) / 2 for a, b in itertools.pairwise(marks)]
+    ratios = [rate / other for rate, other in zip(rates, peers, strict=True)]
+    return marks[0][0] - start, statistics.median(rates), statistics.median(peers), statistics.median(ratios)
 
 
 def empty_call(seeds: int) -> float:
@@ -134,16 +149,12 @@ def main() -> None:
     scale = parser.parse_args().scale
     print(f"PPO CartPole-v1, 4 environments x 128 steps, 4 minibatches x 4 epochs, 64x64 tanh, {CORES} cores\n")
     sb3 = sb3_cartpole()
-    peer = before = sb3(int(25_000 * scale))
-    print(f"{'':22}{'steps/s':>10}{'ratio':>8}{'compiled in':>13}{'empty call':>12}{'products':>10}{'step':>10}")
-    print(f"{'Stable-Baselines3':22}{peer:>10,.0f}{1:>7.1f}x")
-    for seeds, updates in ((1, 1000), (16, 300), (64, 100)):
-        compilation, rate = cartpole(seeds, int(updates * scale))
-        after = sb3(int(25_000 * scale))
-        ratio, before = 2 * rate / (before + after), after  # the machine's own pace changes: compare with what ran just around
+    print(f"{'':18}{'steps/s':>10}{'SB3':>9}{'ratio':>8}{'compiled in':>13}{'empty call':>12}{'products':>10}{'step':>10}")
+    for seeds, updates in ((1, 2000), (16, 400), (64, 100)):
+        compilation, rate, peer, ratio = cartpole(seeds, int(updates * scale), sb3)
         step = BATCH * seeds / rate * 1e3
         floors = f"{empty_call(seeds) * 1e3:>9.2f} ms{matrix_products(seeds) * 1e3:>7.1f} ms{step:>7.1f} ms"
-        print(f"{f'purerl, {seeds} seeds':22}{rate:>10,.0f}{ratio:>7.1f}x{compilation:>11.1f} s{floors}", flush=True)
+        print(f"{f'purerl, {seeds} seeds':18}{rate:>10,.0f}{peer:>9,.0f}{ratio:>7.1f}x{compilation:>11.1f} s{floors}", flush=True)
     whole, stepping, gradients = half_cheetah(int(15 * scale) or 1)
     print("\nPPO HalfCheetah-v5 through Gymnasium, 8 environments x 256 steps, 32 minibatches x 10 epochs")
     share = (stepping + gradients) / whole

@@ -36,7 +36,7 @@ class A2CConfig:
     optimizer: str = cfg.option("rmsprop", "which direction to descend", tuple(_DIRECTIONS))
     normalize_advantage: bool = cfg.setting(False, "standardize advantages in each batch")
     total_steps: int = cfg.count(500_000, "environment steps over which the schedule runs")
-    lr_schedule: str = cfg.option("constant", "the learning rate over the run", tuple(optim.SCHEDULES))
+    lr_schedule: str = cfg.option("linear", "the learning rate over the run", tuple(optim.SCHEDULES))
     normalize_obs: bool = cfg.setting(False, "standardize observations by running moments")
     normalize_reward: bool = cfg.setting(False, "scale rewards by the running deviation of the return")
     hidden: tuple[int, ...] = cfg.setting((64, 64), "widths of the hidden layers")

@@ -177,11 +177,11 @@ def pure_program(algo: Algorithm, env: Env, n_lanes: int) -> Program:
         packed, unpack = tree.pack(tile, axes=1)
         for _ in range(n):
             packed, info = compiled(packed)
-        return tree.own(unpack(packed)), info
+        return unpack(packed), info
 
     def step_all(state: Any, n: int) -> tuple[Any, TensorDict]:
         nonlocal compiling
-        tiles = [state[i * size : (i + 1) * size] for i in range(n_tiles)] if n_tiles > 1 else [state]
+        tiles = [tree.index(state, slice(i * size, (i + 1) * size)) for i in range(n_tiles)]
         futures = []
         for tile in tiles:
             futures.append(pool.submit(repeat, tile, n))

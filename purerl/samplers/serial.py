@@ -54,13 +54,13 @@ class SerialFeed:
         )
         self._carry, self._done = carry, torch.zeros(self._shape, dtype=torch.bool)
 
-    def _one_act(self, packed: dict[torch.dtype, Tensor], seen: "_Seen", carry: list[Tensor], noise: Any) -> tuple:
+    def _one_act(self, packed: dict[torch.dtype, Tensor], seen: _Seen, carry: list[Tensor], noise: Any) -> tuple:
         """One seed's `act`, as plain tensors outside: the action, what the environments receive, the extras and the carry."""
         inputs, memory = self._inputs(seen), tree.unflatten(self._carry_structure, carry)
         action, extras, memory = self._algo.act(self._unpack(packed), inputs, memory, noise)
         return action, env_actions(self._algo.spec.action_space, action), extras.to_dict(), tree.leaves(memory)
 
-    def _inputs(self, seen: "_Seen") -> Inputs:
+    def _inputs(self, seen: _Seen) -> Inputs:
         obs = tree.unflatten(self._obs_structure, seen.obs)
         return Inputs(obs=obs, prev_action=masked(seen.first, seen.action), prev_reward=seen.reward, first=seen.first)
 

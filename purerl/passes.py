@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomSchedulerPass, get_hash_for_files
 from torch._inductor.graph import SubgraphLowering
-from torch._inductor.ir import WhileLoop
+from torch._inductor.ir import Layout, WhileLoop
 from torch._inductor.pattern_matcher import Arg, CallFunction, Match, PatternMatcherPass, register_graph_pattern
 from torch._inductor.virtualized import V
 
@@ -92,19 +92,47 @@ class LoopBuffers(CustomSchedulerPass):
     """Corrections of how torch 2.13 plans the memory of loops.
 
     The allocations of all bodies are planned with the outer graph, which does not know what a body's kernels removed: a third
-    of a body's buffers would be allocated at each turn and never used. And what a loop writes in place is declared by the
-    loop; planned as reusable, it would be declared twice.
+    of a body's buffers would be allocated at each turn and never used. The others need no allocation at each turn either. And
+    what a loop writes in place is declared by the loop; planned as reusable, it would be declared twice.
     """
 
     def __call__(self, nodes: list) -> list:
         if isinstance(V.graph, SubgraphLowering):
             V.graph.removed_buffers = V.graph.parent.removed_buffers
+            if "while_loop_body" in V.graph.name:
+                _allocate_once(V.graph)
         for loop in (node.node for node in nodes if isinstance(node.node, WhileLoop)):
             V.graph.never_reuse_buffers.update(written.get_name() for written in loop.mutation_outputs)
         return nodes
 
     def uuid(self) -> bytes:
         return get_hash_for_files((__file__,))
+
+
+def _allocate_once(body: SubgraphLowering) -> None:
+    """Let a loop's turns share their small intermediate buffers, declared before the loop and allocated in its first turn."""
+    passed_on = set(body.get_output_names())
+    layouts = {buffer.get_name(): buffer.get_output_spec() for buffer in body.buffers if buffer.get_name() not in passed_on}
+    shared = {name for name, layout in layouts.items() if isinstance(layout, Layout) and _is_small(layout)}
+    body.never_reuse_buffers.update(shared)
+    wrapper = body.wrapper_code
+    allocate = wrapper.make_buffer_allocation
+
+    def make_buffer_allocation(buffer: Any) -> str:
+        declaration, name, lines = allocate(buffer), buffer.get_name(), wrapper.wrapper_call._lines
+        if name not in shared:
+            return declaration
+        allocation = lines.pop()
+        loop = max(i for i, line in enumerate(lines) if isinstance(line, str) and line.strip() == "while (1) {")
+        lines.insert(loop, f"RAIIAtenTensorHandle {name};")
+        return f"if (!{name}.get()) {{ {allocation} {name} = RAIIAtenTensorHandle({name}_handle); }}"
+
+    wrapper.make_buffer_allocation = make_buffer_allocation  # type: ignore[method-assign]
+
+
+def _is_small(layout: Layout) -> bool:
+    """Whether allocating costs more than what a buffer of its own takes of the cache."""
+    return layout.device.type == "cpu" and int(layout.storage_size()) * layout.dtype.itemsize <= 1 << 14
 
 
 def _copy(graph: torch.fx.Graph, x: Any) -> Any:

@@ -1,5 +1,6 @@
 """How functions run: `compile`, `vmap` and `scan`. What they compute stays the same."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -94,7 +95,7 @@ def vmap(f: Callable, in_dims: int | tuple[int | None, ...] = 0) -> Callable:
     return mapped
 
 
-def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
+def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unroll: int = 1) -> tuple[Any, Any]:
     """`for x in xs: carry, y = body(carry, x)`, with the `y` stacked.
 
     Under `compile` it is one loop of the program, not an unrolled one. It cannot be differentiated through; a gradient may be
@@ -105,6 +106,7 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
             dicts, lists and tuples of tensors.
         carry: a tree.
         xs: a tree whose leaves are `[T, ...]`.
+        unroll: steps in one turn of the compiled loop, lowered to a divisor of T; more take longer to compile.
 
     Returns:
         The last carry, and the tree of `y` with leaves `[T, ...]`.
@@ -119,10 +121,16 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
     # Each tensor that crosses the loop's border costs time at every turn, so they cross packed; the `y` go into place one by one.
     packed_carry, unpack_carry = tree.pack(carry)
     packed_xs, unpack_x = tree.pack(xs, axes=1)
+    n_steps = len(tree.leaves(xs)[0])
+    per_turn = math.gcd(n_steps, unroll)
 
-    def packed_body(packed_carry: dict, packed_x: dict) -> tuple[dict, Any]:
-        carry, y = body(unpack_carry(packed_carry), unpack_x(packed_x))
-        return tree.pack(carry)[0], tree.own(y)
+    def turn(packed_carry: dict, packed_xs: dict) -> tuple[dict, Any]:
+        carry, ys = unpack_carry(packed_carry), []
+        for t in range(per_turn):
+            carry, y = body(carry, unpack_x(tree.index(packed_xs, t)))
+            ys.append(y)
+        return tree.pack(carry)[0], tree.own(tree.stack(ys))
 
-    packed_carry, ys = _scan(packed_body, packed_carry, packed_xs)
-    return unpack_carry(packed_carry), ys
+    turns = tree.map(lambda x: x.unflatten(0, (-1, per_turn)), packed_xs)
+    packed_carry, ys = _scan(turn, packed_carry, turns)
+    return unpack_carry(packed_carry), tree.map(lambda y: y.flatten(0, 1), ys)

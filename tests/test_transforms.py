@@ -30,6 +30,25 @@ def test_scan_compiled_vmapped_equals_eager_singles():
         assert_trees_equal((carry[i], {k: v[i] for k, v in ys.items()}), run(start[i], xs[i]), rtol=1e-6, atol=0)
 
 
+def test_what_a_turn_leaves_is_not_overwritten_by_a_later_one():
+    """Intermediates that library calls fill, carried on, handed to the next turn as the one before, and stacked."""
+    generator = torch.Generator().manual_seed(2)
+    w, xs = torch.randn(5, 5, generator=generator) / 2, torch.randn(9, 3, 5, generator=generator)
+
+    def step(carry, x):
+        now, before = carry
+        product = (now + x) @ w
+        square = product.T @ product
+        return (torch.tanh(product), now), (product, square, before * 1.0)
+
+    def twice(carry, x):
+        return scan(step, carry, torch.stack([x, -x]))
+
+    for body, unroll in ((step, 1), (step, 2), (step, 3), (twice, 1)):
+        f = lambda xs, body=body, unroll=unroll: scan(body, (xs[0], xs[1]), xs, unroll)  # noqa: E731
+        assert_trees_equal(compile(f)(xs), f(xs), rtol=1e-5, atol=1e-6)
+
+
 def test_scan_takes_a_gradient_inside():
     def step(w, x):
         return w - 0.1 * torch.func.grad(lambda w: ((w * x - 1.0) ** 2).sum())(w), (w * 2).sum()

@@ -4,7 +4,7 @@ from purerl import distributions, envs, losses, nets, normalize, optim, random, 
 from purerl.algos import A2CConfig, PPOConfig, make_a2c, make_ppo
 from purerl.base import Algorithm, Batch, Env, EnvSpec, Inputs
 from purerl.rollout import fuse, rollout
-from purerl.transforms import compile, scan, vmap
+from purerl.transforms import compile, scan, specialize, vmap
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ __all__ = [
     "random",
     "rollout",
     "scan",
+    "specialize",
     "tree",
     "vmap",
 ]

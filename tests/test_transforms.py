@@ -3,8 +3,8 @@ import torch
 from conftest import assert_trees_equal
 from tensordict import TensorDict
 
-from purerl import passes, random
-from purerl.transforms import compile, scan, vmap
+from purerl import passes, random, tree
+from purerl.transforms import compile, scan, specialize, vmap
 
 
 def cumulate(carry, x):
@@ -74,6 +74,22 @@ def test_vmap_results_own_their_memory():
 def test_compiled_functions_do_not_share_a_cache():
     compiled = [compile(vmap(lambda x, i=i: x + i)) for i in range(12)]  # dynamo allows 8 programs for one code object
     assert [f(torch.zeros(1)).item() for f in compiled] == list(range(12))
+
+
+def test_specialized_equals_compiled_and_refuses_other_shapes():
+    w = torch.rand(3, 2, generator=torch.Generator().manual_seed(3))
+
+    def f(x, memory):
+        return {"y": torch.tanh(x["a"] @ w), "half": memory[0] / 2}, [memory[0] + 1]
+
+    args = TensorDict(a=torch.rand(4, 5, 3)), [torch.arange(4)]
+    program, structure = specialize(vmap(f), *args)
+    before = tree.map(torch.clone, args)
+    assert_trees_equal(tree.unflatten(structure, program(tree.leaves(args))), compile(vmap(f))(*args), rtol=1e-6, atol=0)
+    assert_trees_equal(args, before, rtol=0, atol=0)
+    other = TensorDict(a=torch.rand(4, 6, 3)), [torch.arange(4)]
+    with pytest.raises(RuntimeError, match="expected"):
+        program(tree.leaves(other))
 
 
 def test_rational_tanh_is_accurate():

@@ -1,6 +1,6 @@
 """Collect from Gymnasium environments in this process, as an iterator of batches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -14,16 +14,21 @@ from purerl import envs, random, tree
 from purerl.base import Algorithm, Batch, Inputs
 from purerl.rollout import Actors, draw_ahead, fragment, masked
 from purerl.spaces import check_spaces, env_actions, to_tensors, zero_actions
-from purerl.transforms import compile, vmap
+from purerl.transforms import compile, specialize, vmap
 
 
-class _Seen(NamedTuple):
-    """What the last step left, `[S, B]`: the observation's leaves, the action as it was, the reward, whether it only reset."""
+class _Rows(NamedTuple):
+    """A fragment's steps of one thing.
 
-    obs: list[Tensor]
-    action: Tensor
-    reward: Tensor
-    first: Tensor
+    Attributes:
+        array: `[T, S * B, ...]`, as the environments give it, to be written.
+        steps: the same memory, `T` times `[S, B, ...]`.
+        whole: the same memory, `[S, T, B, ...]`.
+    """
+
+    array: np.ndarray
+    steps: Sequence[Tensor]
+    whole: Tensor
 
 
 class SerialFeed:
@@ -35,34 +40,33 @@ class SerialFeed:
     def __init__(self, vec: gym.vector.VectorEnv, algo: Algorithm, keys: Tensor, n_envs: int, n_steps: int, single: bool) -> None:
         self._vec, self._algo, self._keys, self._single = vec, algo, keys, single
         self._shape, self._n_steps = (len(keys), n_envs), n_steps
-        self._fragment, self._warm = 0, False
+        self._fragment = 0
         self._state: dict[torch.dtype, Tensor] | None = None
         _, self._unpack = tree.pack(algo.init(keys[0]))
         self._draw = compile(vmap(lambda key: draw_ahead((algo.draw,), key, n_steps, n_envs)[0]))
-        self._act = compile(vmap(self._one_act))
+        self._act: Callable | None = None
         # Every environment of every seed has a seed of its own, whatever the number of the others.
         seeds = torch.vmap(lambda key: random.randint(random.fold_in(key, 0), (n_envs,), 0, 1 << 31))(keys)
         obs, _ = vec.reset(seed=[int(seed) for seed in seeds.flatten()])  # type: ignore[arg-type]
-        carry = [x.expand(len(keys), *x.shape).clone() for x in tree.leaves(algo.carry(n_envs))]
+        first_obs, self._obs_structure = tree.flatten(to_tensors(obs))
         action = zero_actions(vec.single_action_space, vec.num_envs)
-        self._obs_structure, self._carry_structure = tree.structure(to_tensors(obs)), tree.structure(algo.carry(n_envs))
-        self._seen = _Seen(
-            obs=[self._lanes(x) for x in tree.leaves(to_tensors(obs))],
-            action=self._lanes(action),
-            reward=torch.zeros(self._shape),
-            first=torch.ones(self._shape, dtype=torch.bool),
-        )
-        self._carry, self._done = carry, torch.zeros(self._shape, dtype=torch.bool)
+        first = torch.ones(self._shape, dtype=torch.bool)
+        # What the last step left, [S, B]: the observation's leaves, the action as it was, the reward, whether it only reset.
+        self._seen = [*(self._lanes(x).clone() for x in first_obs), self._lanes(action), torch.zeros(self._shape), first]
+        carry, self._carry_structure = tree.flatten(algo.carry(n_envs))
+        self._carry = [x.expand(len(keys), *x.shape).clone() for x in carry]
+        self._done = ~first
 
-    def _one_act(self, packed: dict[torch.dtype, Tensor], seen: _Seen, carry: list[Tensor], noise: Any) -> tuple:
-        """One seed's `act`, as plain tensors outside: the action, what the environments receive, the extras and the carry."""
+    def _one_act(self, packed: dict[torch.dtype, Tensor], seen: list[Tensor], carry: list[Tensor], noise: Any) -> tuple:
+        """One seed's `act`: what the environments receive, the action, the carry and the extras."""
         inputs, memory = self._inputs(seen), tree.unflatten(self._carry_structure, carry)
         action, extras, memory = self._algo.act(self._unpack(packed), inputs, memory, noise)
-        return action, env_actions(self._algo.spec.action_space, action), extras.to_dict(), tree.leaves(memory)
+        return env_actions(self._algo.spec.action_space, action), action, tree.leaves(memory), extras.to_dict()
 
-    def _inputs(self, seen: _Seen) -> Inputs:
-        obs = tree.unflatten(self._obs_structure, seen.obs)
-        return Inputs(obs=obs, prev_action=masked(seen.first, seen.action), prev_reward=seen.reward, first=seen.first)
+    def _inputs(self, seen: list[Tensor]) -> Inputs:
+        *obs, action, reward, first = seen
+        whole_obs = tree.unflatten(self._obs_structure, obs)
+        return Inputs(obs=whole_obs, prev_action=masked(first, action), prev_reward=reward, first=first)
 
     def _lanes(self, x: Tensor) -> Tensor:
         """Gymnasium's batch as `[S, B]`."""
@@ -81,33 +85,47 @@ class SerialFeed:
             raise RuntimeError("feed: publish(state) before the first batch")
         self._fragment += 1
         noise = self._draw(torch.vmap(lambda key: random.fold_in(key, self._fragment))(self._keys))
-        noises, structure = tree.flatten(noise)
-        start = self._actors()
-        moments = [tree.unflatten(structure, xs) for xs in zip(*(x.unbind(1) for x in noises), strict=True)]
-        steps = [self._step(noise) for noise in moments]
-        obs, *parts = zip(*steps, strict=True)
-        stacked = [tree.map(lambda *xs: torch.stack(xs, 1), *part) for part in parts]
-        all_obs = tree.unflatten(self._obs_structure, [torch.stack(xs, 1) for xs in zip(*obs, strict=True)])
-        batch = vmap(fragment)(start, all_obs, self._actors().inputs, *stacked)
+        noises, noise_structure = tree.flatten(noise)
+        moments = list(zip(*(x.unbind(1) for x in noises), strict=True))
+        if self._act is None:
+            examples = self._state, self._seen, self._carry, tree.unflatten(noise_structure, moments[0])
+            self._act, structure = specialize(vmap(self._one_act), *examples)
+            self._extras_structure = structure.children[-1]
+
+        start, (*first_obs, _, reward, first), acted = self._actors(), self._seen, []
+        all_obs = [self._rows(x) for x in first_obs]
+        rewards, terminated, truncated, done = self._rows(reward), *(self._rows(first) for _ in range(3))
+        for t, moment in enumerate(moments):
+            sent, action, *rest = self._act([*self._state.values(), *self._seen, *self._carry, *moment])
+            self._carry, extras = rest[: len(self._carry)], rest[len(self._carry) :]
+            acted.append((action, *extras))
+            obs, rewards.array[t], ended, cut, _ = self._vec.step(sent.numpy().reshape(-1, *sent.shape[2:]))
+            for rows, x in zip(all_obs, tree.leaves(obs), strict=True):
+                rows.array[t] = x
+            terminated.array[t], truncated.array[t], done.array[t] = ended, cut, ended | cut
+            self._seen = [*(rows.steps[t] for rows in all_obs), action, rewards.steps[t], self._done]
+            self._done = done.steps[t]
+
+        obs_before = [torch.cat([x[:, None], rows.whole[:, :-1]], 1) for x, rows in zip(first_obs, all_obs, strict=True)]
+        actions, *all_extras = [torch.stack(xs, 1) for xs in zip(*acted, strict=True)]
+        batch = vmap(fragment)(
+            start,
+            tree.unflatten(self._obs_structure, obs_before),
+            self._actors().inputs,
+            actions,
+            *(rows.whole.contiguous() for rows in (rewards, terminated, truncated)),
+            tree.unflatten(self._extras_structure, all_extras),
+        )
         return tree.index(batch, 0) if self._single else batch
+
+    def _rows(self, like: Tensor) -> _Rows:
+        """Room for a fragment's steps of something that is `[S, B, ...]`."""
+        steps = like.new_empty((self._n_steps, *like.shape))
+        return _Rows(steps.flatten(1, 2).numpy(), steps.unbind(0), steps.transpose(0, 1))
 
     def _actors(self) -> Actors:
         carry = tree.unflatten(self._carry_structure, self._carry)
         return Actors(env=TensorDict(), inputs=self._inputs(self._seen), carry=carry, done=self._done)
-
-    def _step(self, noise: Any) -> tuple:
-        seen = self._seen
-        # One feed calls its act with one kind of input for ever: after the first call, checking that again is most of its cost.
-        with torch.compiler.set_stance(skip_guard_eval_unsafe=self._warm):
-            action, sent, extras, self._carry = self._act(self._state, seen, self._carry, noise)
-        self._warm = True
-        obs, rewards, terminations, truncations, _ = self._vec.step(sent.flatten(0, 1).numpy())
-        reward = torch.from_numpy(rewards.astype(np.float32).reshape(self._shape))
-        terminated = torch.from_numpy(terminations.copy().reshape(self._shape))
-        truncated = torch.from_numpy(truncations.copy().reshape(self._shape))
-        self._seen = _Seen([self._lanes(x) for x in tree.leaves(to_tensors(obs))], action, reward, self._done)
-        self._done = terminated | truncated
-        return seen.obs, action, reward, terminated, truncated, extras
 
     def close(self) -> None:
         """Close the environments."""

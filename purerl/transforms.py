@@ -27,8 +27,10 @@ warnings.filterwarnings("ignore", message=".*not yet implemented the batching ru
 def compile(f: Callable, threads: int = 1) -> Callable:
     """`torch.compile` as one whole graph, with the settings that suit many small networks; the results own their memory.
 
+    It is compiled anew for arguments of another structure, shape or dtype, or another number that is no tensor.
+
     Args:
-        f: a pure function of trees.
+        f: a pure function of trees. What it closes over is taken as it is at the first call.
         threads: CPU threads of one call. One is fastest for small networks; many lanes run faster as several tiles in Python
             threads of their own (the compiled code lets go of the interpreter) than with several threads in one call.
     """
@@ -91,7 +93,12 @@ def _program(leafwise: Callable, structure: Any, options: dict[str, Any]) -> Cal
 
     # Dynamo keeps what it compiled with the code object: each program needs one of its own, or all would share a cache.
     program.__code__ = program.__code__.replace()
-    return torch.compile(program, fullgraph=True, dynamic=False, options=options)
+    return torch.compile(program, fullgraph=True, dynamic=False, options={**options, "guard_filter_fn": _guard_arguments})
+
+
+def _guard_arguments(guards: Sequence[Any]) -> list[bool]:
+    """Check the arguments at a call, not the hundreds of objects that a pure function refers to."""
+    return [not guard.name or guard.name.startswith("leaves") for guard in guards]
 
 
 def _leafwise(f: Callable) -> Callable:

@@ -71,6 +71,16 @@ def test_vmap_results_own_their_memory():
     assert zeros.stride() == (3, 1)
 
 
+def test_compiled_again_for_other_arguments():
+    f = compile(lambda x, n: x["a"] * n)
+    x = torch.arange(1.0, 7.0)
+    assert f({"a": x}, 2).tolist() == [2, 4, 6, 8, 10, 12]
+    for a, n in ((x, 3), (x, 0.5), (x[:2].clone(), 3), (x.double(), 3), (x[::2], 3), (x.reshape(2, 3), torch.tensor(2))):
+        result = f({"a": a}, n)
+        assert result.dtype == a.dtype
+        assert torch.equal(result, a * n)
+
+
 def test_compiled_functions_do_not_share_a_cache():
     compiled = [compile(vmap(lambda x, i=i: x + i)) for i in range(12)]  # dynamo allows 8 programs for one code object
     assert [f(torch.zeros(1)).item() for f in compiled] == list(range(12))
@@ -82,12 +92,13 @@ def test_specialized_equals_compiled_and_refuses_other_shapes():
     def f(x, memory):
         return {"y": torch.tanh(x["a"] @ w), "half": memory[0] / 2}, [memory[0] + 1]
 
-    args = TensorDict(a=torch.rand(4, 5, 3)), [torch.arange(4)]
+    x = torch.linspace(-1, 1, 60).reshape(4, 5, 3)
+    args = TensorDict(a=x), [torch.arange(4)]
     program, structure = specialize(vmap(f), *args)
     before = tree.map(torch.clone, args)
     assert_trees_equal(tree.unflatten(structure, program(tree.leaves(args))), compile(vmap(f))(*args), rtol=1e-6, atol=0)
     assert_trees_equal(args, before, rtol=0, atol=0)
-    other = TensorDict(a=torch.rand(4, 6, 3)), [torch.arange(4)]
+    other = TensorDict(a=x.expand(4, 5, 3)[:, :4]), [torch.arange(4)]
     with pytest.raises(RuntimeError, match="expected"):
         program(tree.leaves(other))
 

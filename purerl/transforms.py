@@ -175,4 +175,4 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unrol
 
     turns = tree.map(lambda x: x.unflatten(0, (-1, per_turn)), packed_xs)
     packed_carry, ys = _scan(turn, packed_carry, turns)
-    return unpack_carry(packed_carry), tree.map(lambda y: y.flatten(0, 1), ys)
+    return tree.own(unpack_carry(packed_carry)), tree.map(lambda y: y.flatten(0, 1), ys)

@@ -92,6 +92,6 @@ def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | No
         state, samples = ac.estimate(policy, config, state, batch)
         flat, unravel = tree.ravel(state.params)
         flat, opt, info = ac.descend(loss, optimizer(hyper, lr), unravel, flat, state.opt, samples, hyper)
-        return tree.replace(state, params=unravel(flat), opt=opt), info.set("lr", lr)
+        return tree.replace(state, params=tree.own(unravel(flat)), opt=opt), info.set("lr", lr)
 
     return ac.algorithm(policy, spec, config, optimizer, update)

@@ -134,6 +134,6 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | No
         start = (flat, state.opt, torch.zeros((), dtype=torch.bool, device=keys.device))
         (flat, opt, _), info = scan(minibatch, start, (rows, epoch_ends))
         info = TensorDict({name: x.mean(0) for name, x in info.items()})
-        return tree.replace(state, params=unravel(flat), opt=opt, key=keys[0]), info.set("lr", lr)
+        return tree.replace(state, params=tree.own(unravel(flat)), opt=opt, key=keys[0]), info.set("lr", lr)
 
     return ac.algorithm(policy, spec, config, optimizer, update)

@@ -62,6 +62,7 @@ def record_video(algo: Algorithm, env_id: str, state: Any, path: str, seed: int)
 
     Raises:
         ImportError: `moviepy`, or what the environment renders with, is not installed.
+        OSError: the environment cannot be drawn here.
     """
     try:
         from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
@@ -71,6 +72,8 @@ def record_video(algo: Algorithm, env_id: str, state: Any, path: str, seed: int)
         frames: list[Any] = [env.render()]
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise ImportError(f'video: {error}; install what it needs with: pip install "purerl[video]"') from None
+    except Exception as error:  # each renderer has errors of its own for a machine without a display
+        raise OSError(f"video: {env_id} cannot be drawn ({error}); without a display, MuJoCo draws with MUJOCO_GL=egl") from None
     carry = algo.carry(1)
     action = zero_actions(env.action_space, 1)
     total, reward, first, done = 0.0, torch.zeros(1), torch.ones(1, dtype=torch.bool), False

@@ -4,13 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.custom_graph_pass import CustomGraphPass, CustomSchedulerPass, get_hash_for_files
+from torch._inductor import custom_graph_pass
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.graph import SubgraphLowering
 from torch._inductor.ir import Layout, WhileLoop
 from torch._inductor.pattern_matcher import Arg, CallFunction, Match, PatternMatcherPass, register_graph_pattern
 from torch._inductor.virtualized import V
 
 aten = torch.ops.aten
+_SchedulerPass: Any = getattr(custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)  # torch 2.11 has one kind of pass
 
 # Eigen's rational approximation of tanh, as XLA uses it: odd numerator, even denominator, accurate to a few ulp in float32.
 _LIMIT = 7.90531110763549805
@@ -88,7 +90,7 @@ class OwnMemory(CustomGraphPass):
         return get_hash_for_files((__file__,))
 
 
-class LoopBuffers(CustomSchedulerPass):
+class LoopBuffers(_SchedulerPass):
     """Corrections of how torch 2.13 plans the memory of loops.
 
     The allocations of all bodies are planned with the outer graph, which does not know what a body's kernels removed: a third
@@ -99,7 +101,7 @@ class LoopBuffers(CustomSchedulerPass):
     def __call__(self, nodes: list) -> list:
         if isinstance(V.graph, SubgraphLowering):
             V.graph.removed_buffers = V.graph.parent.removed_buffers
-            if "while_loop_body" in V.graph.name:
+            if V.graph.cpp_wrapper and "while_loop_body" in V.graph.name:
                 _allocate_once(V.graph)
         for loop in (node.node for node in nodes if isinstance(node.node, WhileLoop)):
             V.graph.never_reuse_buffers.update(written.get_name() for written in loop.mutation_outputs)

@@ -20,6 +20,7 @@ from purerl import passes, random, tree
 
 # The body is a submodule of the graph, hence part of the key of inductor's on-disk cache.
 scan_op._cacheable = True
+_CPP_WRAPPER = torch.__version__ >= "2.13"  # earlier ones cannot express a loop in C++
 # Said of tracing alone: the compiled loop selects its slices without the fallback.
 warnings.filterwarnings("ignore", message=".*not yet implemented the batching rule for aten::select_copy.*")
 
@@ -68,13 +69,13 @@ def specialize(f: Callable, *examples: Any) -> tuple[Callable[[list[Tensor]], li
         graph = trace(*leaves)
         inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
         with tracing(TracingContext(inputs[0].fake_mode)):
-            return compile_fx_inner(graph, inputs, cpp_wrapper=True), structures[0]
+            return compile_fx_inner(graph, inputs, cpp_wrapper=_CPP_WRAPPER), structures[0]
 
 
 def _options(threads: int) -> dict[str, Any]:
     """Inductor's, for many small operations on the CPU."""
     return {
-        "cpp_wrapper": True,  # halves the overhead of a call and of a loop's turn
+        "cpp_wrapper": _CPP_WRAPPER,  # halves the overhead of a call and of a loop's turn
         "cpp_wrapper_build_separate": True,  # two compilers side by side, and no optimization of what allocates
         "cpp.threads": threads,
         "cpp.enable_loop_tail_vec": False,

@@ -122,11 +122,11 @@ def _allocate_once(body: SubgraphLowering) -> None:
 
     def make_buffer_allocation(buffer: Any) -> str:
         declaration, name, lines = allocate(buffer), buffer.get_name(), wrapper.wrapper_call._lines
-        if name not in shared:
+        loops = [i for i, line in enumerate(lines) if isinstance(line, str) and line.strip() == "while (1) {"]
+        if name not in shared or not loops:
             return declaration
         allocation = lines.pop()
-        loop = max(i for i, line in enumerate(lines) if isinstance(line, str) and line.strip() == "while (1) {")
-        lines.insert(loop, f"RAIIAtenTensorHandle {name};")
+        lines.insert(loops[-1], f"RAIIAtenTensorHandle {name};")
         return f"if (!{name}.get()) {{ {allocation} {name} = RAIIAtenTensorHandle({name}_handle); }}"
 
     wrapper.make_buffer_allocation = make_buffer_allocation  # type: ignore[method-assign]

@@ -43,6 +43,9 @@ class Batch(TensorClass):
         extras: `[T, B]` what the policy added (`log_prob`, ...).
         carry: `[B]` the policy's carry before the first step.
         last: `[B]` what the policy would see after the last step.
+        episode: `[T, B]` what the records of episodes follow where an environment tells more than the fields above: `reward` before
+            clipping, `opens` (a step that only resets begins a new game), `over` (the game's last step), and at a game's last step the
+            infos that the user named. Empty where there is nothing more to tell.
     """
 
     inputs: Inputs
@@ -54,6 +57,7 @@ class Batch(TensorClass):
     extras: TensorDict
     carry: TensorDict
     last: Inputs
+    episode: TensorDict
 
 
 class EnvSpec(NamedTuple):
@@ -80,6 +84,21 @@ class Env(NamedTuple):
     reset: Callable[[Tensor], tuple[Any, Tensor | TensorDict]]
     step: Callable[[Any, Tensor, Tensor], tuple[Any, Tensor | TensorDict, Tensor, Tensor, Tensor, dict]]
     draw: Callable[[Tensor], Any] = lambda key: key
+
+
+class Policy(NamedTuple):
+    """What a sampler needs to act, for a training loop of one's own; an `Algorithm` is one too.
+
+    Attributes:
+        init, act, mode, draw, carry, spec: as an `Algorithm`'s, `state` being whatever they agree on (parameters, say).
+    """
+
+    init: Callable[[Tensor], Any]
+    act: Callable[..., tuple[Tensor, TensorDict, TensorDict]]
+    mode: Callable[..., tuple[Tensor, TensorDict]]
+    draw: Callable[[Tensor], Tensor]
+    carry: Callable[[int], TensorDict]
+    spec: EnvSpec
 
 
 class Algorithm(NamedTuple):

@@ -5,21 +5,23 @@ Sampling takes noise, not a key: `draw(key) -> noise` makes it for one action, s
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from purerl import random
+from purerl.spaces import children
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
 class Distribution(NamedTuple):
-    """A family of distributions over actions `[..., *action_shape]` with parameters `[..., n_params]`.
+    """A family of distributions over actions `[..., *action_shape]` (a TensorDict for nested spaces) with parameters `[..., n_params]`.
 
     Attributes:
         n_params: width of the parameter tensor.
@@ -33,9 +35,9 @@ class Distribution(NamedTuple):
 
     n_params: int
     draw: Callable[[Tensor], Tensor]
-    sample: Callable[[Tensor, Tensor], Tensor]
-    mode: Callable[[Tensor], Tensor]
-    log_prob: Callable[[Tensor, Tensor], Tensor]
+    sample: Callable[[Tensor, Tensor], Any]
+    mode: Callable[[Tensor], Any]
+    log_prob: Callable[[Tensor, Any], Tensor]
     entropy: Callable[[Tensor], Tensor]
     kl: Callable[[Tensor, Tensor], Tensor]
 
@@ -158,11 +160,41 @@ def tanh_gaussian(low: Tensor, high: Tensor) -> Distribution:
     )
 
 
+def joint(parts: dict[str, Distribution]) -> Distribution:
+    """Independent parts: an action is a TensorDict of theirs, the parameters are theirs side by side in this order."""
+    widths = [part.n_params for part in parts.values()]
+    lengths = [part.draw(torch.zeros(2, dtype=torch.int32)).shape[-1] for part in parts.values()]
+
+    def cut(params: Tensor) -> zip:
+        return zip(parts.items(), params.split(widths, -1), strict=True)
+
+    def sample(params: Tensor, noise: Tensor) -> TensorDict:
+        drawn = noise.split(lengths, -1)
+        return TensorDict({name: part.sample(p, z) for ((name, part), p), z in zip(cut(params), drawn, strict=True)})
+
+    def log_prob(params: Tensor, action: TensorDict) -> Tensor:
+        return torch.stack([part.log_prob(p, action[name]) for (name, part), p in cut(params)]).sum(0)
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        both = zip(parts.values(), p.split(widths, -1), q.split(widths, -1), strict=True)
+        return torch.stack([part.kl(x, y) for part, x, y in both]).sum(0)
+
+    return Distribution(
+        n_params=sum(widths),
+        draw=lambda key: torch.cat([d.draw(k) for d, k in zip(parts.values(), random.split(key, len(parts)), strict=True)], -1),
+        sample=sample,
+        mode=lambda params: TensorDict({name: part.mode(p) for (name, part), p in cut(params)}),
+        log_prob=log_prob,
+        entropy=lambda params: torch.stack([part.entropy(p) for (_, part), p in cut(params)]).sum(0),
+        kl=kl,
+    )
+
+
 def for_space(space: gym.Space) -> Distribution:
     """The policy-gradient distribution of an action space.
 
     Discrete: categorical; MultiDiscrete and MultiBinary: independent categoricals; Box: diagonal Gaussian (clip to the box when
-    acting). Actions count from zero: the environment's side adds a Discrete's `start`.
+    acting); Dict and Tuple: their parts, independent. Actions count from zero: the environment's side adds a Discrete's `start`.
 
     Raises:
         ValueError: another kind of space.
@@ -176,5 +208,7 @@ def for_space(space: gym.Space) -> Distribution:
             return multi_categorical((2,) * int(np.asarray(space.n)))
         case gym.spaces.Box() if np.issubdtype(space.dtype, np.floating):
             return diagonal_gaussian(space.shape)
+        case gym.spaces.Dict() | gym.spaces.Tuple():
+            return joint({name: for_space(part) for name, part in children(space)})
         case _:
-            raise ValueError(f"action space: {space} is not Discrete, MultiDiscrete, MultiBinary or a Box of floats")
+            raise ValueError(f"action space: {space} is not Discrete, MultiDiscrete, MultiBinary, a Box of floats, or a nesting of them")

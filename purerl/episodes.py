@@ -1,86 +1,97 @@
-"""Statistics of finished episodes, kept as state: the same numbers from any batch, whoever collected it."""
+"""Records of finished episodes, kept as state: the same numbers from any batch, whoever collected it."""
+
+from collections.abc import Sequence
 
 import torch
-from tensordict import TensorClass
+from tensordict import TensorClass, TensorDict
 from torch import Tensor
 
 from purerl.base import Batch
 from purerl.losses.returns import linear_recurrence
 
 WINDOW = 100
+SUMS = ("Return", "Length", "NonzeroRewards", "DiscountedReturn")
 
 
 class Episodes(TensorClass):
     """The episodes under way, and the last 100 finished.
 
     Attributes:
-        current_return: `[B]` float32, reward so far.
-        current_length: `[B]` float32, steps so far.
-        returns: `[100]` float32, a ring.
-        lengths: `[100]` float32, a ring.
+        current: `[B]` float32 each: `Return`, `Length`, `NonzeroRewards` and `DiscountedReturn` so far.
+        discount: `[B]` float32, the next reward's.
+        finished: `[100]` float32 each, rings of the same and of the environment's infos that are kept.
         count: `[]` int64, episodes finished so far.
+        gamma: `[]` float32, of `DiscountedReturn`.
     """
 
-    current_return: Tensor
-    current_length: Tensor
-    returns: Tensor
-    lengths: Tensor
+    current: TensorDict
+    discount: Tensor
+    finished: TensorDict
     count: Tensor
+    gamma: Tensor
 
 
-def init_episodes(n_envs: int, device: torch.device | None = None) -> Episodes:
+def init_episodes(n_envs: int, gamma: float = 1.0, infos: Sequence[str] = (), device: torch.device | None = None) -> Episodes:
     """No episode yet."""
-
-    def zeros(n: int) -> Tensor:
-        return torch.zeros(n, device=device)
-
     return Episodes(
-        current_return=zeros(n_envs),
-        current_length=zeros(n_envs),
-        returns=zeros(WINDOW),
-        lengths=zeros(WINDOW),
+        current=TensorDict({name: torch.zeros(n_envs, device=device) for name in SUMS}),
+        discount=torch.ones(n_envs, device=device),
+        finished=TensorDict({name: torch.zeros(WINDOW, device=device) for name in (*SUMS, *infos)}),
         count=torch.zeros((), dtype=torch.int64, device=device),
+        gamma=torch.tensor(gamma, device=device),
     )
 
 
 def record_episodes(episodes: Episodes, batch: Batch) -> Episodes:
-    """Follow the returns and lengths through a batch `[T, B]`; the finished ones enter the ring in order of time."""
-    done = batch.terminated | batch.truncated
-    go_on = batch.valid.float()  # the step that only resets starts the sums anew
-    sums = linear_recurrence(
-        go_on[..., None],
-        torch.stack([batch.reward * go_on, go_on], -1),
-        torch.stack([episodes.current_return, episodes.current_length], -1),
-    )
-    returns, lengths = sums.unbind(-1)
+    """Follow the episodes through a batch `[T, B]`; the finished ones enter the rings in order of time.
 
-    done = done.flatten()
-    order = done.long().cumsum(0)
-    kept = done & (order > order[-1] - WINDOW)
+    Where the batch tells of games (`batch.episode`), those are followed: a clipped reward or a lost life is the learner's affair.
+    """
+    told = batch.episode.to_dict()
+    reward, opens = told.pop("reward", batch.reward), told.pop("opens", ~batch.valid)
+    over = told.pop("over", batch.terminated | batch.truncated)
+
+    counts = batch.valid.float()
+    go_on = (~opens).float()
+    discounts = linear_recurrence(
+        go_on * torch.where(batch.valid, episodes.gamma, 1.0), opens.float(), episodes.discount
+    )
+    discount = torch.cat([episodes.discount[None], discounts[:-1]])
+    increments = torch.stack([reward, torch.ones_like(reward), (reward != 0).float(), discount * reward], -1) * counts[..., None]
+    start = torch.stack([episodes.current[name] for name in SUMS], -1)
+    sums = linear_recurrence(go_on[..., None], increments, start)
+
+    over = over.flatten()
+    order = over.long().cumsum(0)
+    kept = over & (order > order[-1] - WINDOW)
     slot = torch.where(kept, (episodes.count + order - 1) % WINDOW, WINDOW)
 
     def insert(ring: Tensor, new: Tensor) -> Tensor:
         spare = torch.cat([ring, ring[:1]])  # what is not kept lands in one slot too many
         return spare.scatter(0, slot, new.flatten())[:WINDOW]
 
+    new = {**dict(zip(SUMS, sums.unbind(-1), strict=True)), **told}
     return Episodes(
-        current_return=returns[-1],
-        current_length=lengths[-1],
-        returns=insert(episodes.returns, returns),
-        lengths=insert(episodes.lengths, lengths),
+        current=TensorDict(dict(zip(SUMS, sums[-1].unbind(-1), strict=True))),
+        discount=discounts[-1],
+        finished=TensorDict({name: insert(episodes.finished[name], x) for name, x in new.items()}),
         count=episodes.count + order[-1],
+        gamma=episodes.gamma,
     )
+
+
+def averages(episodes: Episodes) -> dict[str, Tensor]:
+    """The mean of each record over the episodes in the window, `[...]`; NaN before the first has finished."""
+    count = episodes.count
+    filled = count.clamp(max=WINDOW)  # slots not yet filled hold zeros
+    return {name: torch.where(count > 0, ring.sum(-1) / filled, torch.nan) for name, ring in episodes.finished.items()}
 
 
 def mean_return(episodes: Episodes) -> Tensor:
     """Mean return of the episodes in the window, `[...]`; NaN before the first has finished."""
-    return _window_mean(episodes.returns, episodes.count)
+    return averages(episodes)["Return"]
 
 
 def mean_length(episodes: Episodes) -> Tensor:
     """Mean length of the episodes in the window, `[...]`; NaN before the first has finished."""
-    return _window_mean(episodes.lengths, episodes.count)
-
-
-def _window_mean(ring: Tensor, count: Tensor) -> Tensor:
-    return torch.where(count > 0, ring.sum(-1) / count.clamp(max=WINDOW), torch.nan)  # slots not yet filled hold zeros
+    return averages(episodes)["Length"]

@@ -26,7 +26,7 @@ def evaluate(algo: Algorithm, env: Env | envs.HostEnv, state: Any, episodes: int
     """
     lanes = len(state.steps)
     shape = (lanes, episodes)
-    vec = envs.to_gymnasium(env, lanes * episodes) if isinstance(env, Env) else env.make_vec(lanes * episodes)
+    vec = envs.to_gymnasium(env, lanes * episodes) if isinstance(env, Env) else envs.to_vector(env, lanes * episodes)
     act = vmap(algo.mode)
     obs, _ = vec.reset(seed=seed)
     carry = algo.carry(episodes).expand(lanes)

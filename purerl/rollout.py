@@ -146,6 +146,7 @@ def fragment(
         extras=TensorDict(extras),
         carry=start.carry,
         last=last,
+        episode=TensorDict(),
     )
 
 
@@ -165,7 +166,7 @@ def fuse(algo: Algorithm, env: Env, n_envs: int | None = None, n_steps: int | No
         return TrainState(
             algo=algo.init(algo_key),
             actors=init_actors(algo, env, n_envs, env_key),
-            episodes=init_episodes(n_envs, key.device),
+            episodes=init_episodes(n_envs, algo.config.gamma, device=key.device),
             key=key,
         )
 

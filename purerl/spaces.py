@@ -1,10 +1,12 @@
 """Between Gymnasium's spaces and the core's tensors."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector.utils import create_empty_array
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -24,19 +26,72 @@ def to_tensors(x: Any) -> Tensor | TensorDict:
     return torch.from_numpy(x.astype(np.float32) if x.dtype == np.float64 else x)
 
 
-def zero_actions(space: gym.Space, n: int, device: torch.device | None = None) -> Tensor:
-    """Zeros `[n, *action_shape]`: int64 for the discrete spaces, float32 for Box."""
-    dtype = torch.float32 if isinstance(space, gym.spaces.Box) else torch.int64
-    return torch.zeros((n, *(space.shape or ())), dtype=dtype, device=device)
+def zero_obs(space: gym.Space, n: int) -> Tensor | TensorDict:
+    """Zeros as observations `[n, *obs_shape]`, of any nesting."""
+    return to_tensors(create_empty_array(space, n))
 
 
-def env_actions(space: gym.Space, action: Tensor) -> Tensor:
+def parts(space: gym.Space) -> list[tuple[tuple[str | int, ...], gym.Space]]:
+    """The leaves of a space, each with the keys that lead to it, in the order of its TensorDict's leaves."""
+    match space:
+        case gym.spaces.Dict():
+            inner: list[tuple[str | int, gym.Space]] = list(space.spaces.items())
+        case gym.spaces.Tuple():
+            inner = list(enumerate(space.spaces))
+        case _:
+            return [((), space)]
+    return [((key, *path), leaf_space) for key, part in inner for path, leaf_space in parts(part)]
+
+
+def leaf(x: Any, path: tuple[str | int, ...]) -> Any:
+    """The part of a nested value that keys lead to."""
+    for key in path:
+        x = x[key]
+    return x
+
+
+def composer(space: gym.Space) -> Callable[[list], Any]:
+    """What makes a nested value of a space from its leaves."""
+
+    def compose(space: gym.Space, leaves: Iterator) -> Any:
+        match space:
+            case gym.spaces.Dict():
+                return {key: compose(part, leaves) for key, part in space.spaces.items()}
+            case gym.spaces.Tuple():
+                return tuple(compose(part, leaves) for part in space.spaces)
+            case _:
+                return next(leaves)
+
+    if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        return lambda leaves: compose(space, iter(leaves))
+    return lambda leaves: leaves[0]
+
+
+def zero_actions(space: gym.Space, n: int, device: torch.device | None = None) -> Tensor | TensorDict:
+    """Zeros `[n, *action_shape]`: int64 for the discrete spaces, float32 for Box, a TensorDict for Dict and Tuple."""
+    match space:
+        case gym.spaces.Dict() | gym.spaces.Tuple():
+            return TensorDict({name: zero_actions(part, n, device) for name, part in children(space)})
+        case _:
+            dtype = torch.float32 if isinstance(space, gym.spaces.Box) else torch.int64
+            return torch.zeros((n, *(space.shape or ())), dtype=dtype, device=device)
+
+
+def children(space: gym.spaces.Dict | gym.spaces.Tuple) -> list[tuple[str, gym.Space]]:
+    """The parts of a nested space under their names in a TensorDict."""
+    items = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
+    return [(str(key), part) for key, part in items]
+
+
+def env_actions(space: gym.Space, action: Any) -> Any:
     """What the environment receives: a Box's actions clipped to its bounds, discrete ones counted from the space's `start`."""
 
     def like(bound: Any) -> Tensor:
         return torch.as_tensor(bound, dtype=action.dtype, device=action.device)
 
     match space:
+        case gym.spaces.Dict() | gym.spaces.Tuple():
+            return TensorDict({name: env_actions(part, action[name]) for name, part in children(space)})
         case gym.spaces.Box():
             return torch.minimum(torch.maximum(action, like(space.low)), like(space.high))
         case gym.spaces.Discrete() | gym.spaces.MultiDiscrete():

@@ -18,7 +18,7 @@ from torch import Tensor
 from purerl import algos, checkpoint, envs, logs, random, samplers, tree
 from purerl import config as cfg
 from purerl.base import Algorithm, Env
-from purerl.episodes import Episodes, init_episodes, mean_length, mean_return, record_episodes
+from purerl.episodes import Episodes, averages, init_episodes, record_episodes
 from purerl.rollout import fuse
 from purerl.transforms import compile, vmap
 
@@ -199,7 +199,8 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int) -> Program:
 
     def init(key: Tensor) -> HostState:
         key, algo_key = random.split(key)
-        return HostState(algo=algo.init(algo_key), episodes=init_episodes(algo.config.n_envs, key.device), key=key)
+        episodes = init_episodes(algo.config.n_envs, algo.config.gamma, device=key.device)
+        return HostState(algo=algo.init(algo_key), episodes=episodes, key=key)
 
     def learn(state: HostState, batch: Any) -> tuple[HostState, TensorDict]:
         algo_state, info = algo.update(state.algo, batch)
@@ -208,7 +209,7 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int) -> Program:
     _, unpack = tree.pack(init(random.key(0)))
     compiled = compile(vmap(guard(learn, unpack)))
     pool = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(1))
-    feed: samplers.SerialFeed | None = None
+    feed: samplers.Feed | None = None
 
     def step(state: HostState, n: int) -> tuple[HostState, TensorDict]:
         nonlocal feed
@@ -218,7 +219,7 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int) -> Program:
         for _ in range(n):
             feed.publish(state.algo)
             packed, unpack = tree.pack(state, axes=1)
-            packed, info = compiled(packed, next(feed).to(state.key.device))
+            packed, info = compiled(packed, next(feed))
             state = unpack(packed)
         return tree.own(state), info
 
@@ -385,8 +386,7 @@ class Sinks:
 
     def write(self, state: Any, info: TensorDict, steps: int, seconds: float, rate: float, failed: dict[str, Failure]) -> None:
         columns = {
-            "ReturnAverage": mean_return(state.episodes),
-            "LengthAverage": mean_length(state.episodes),
+            **{f"{name}Average": x for name, x in averages(state.episodes).items()},
             "Diagnostics/Episodes": state.episodes.count,
             **info,
         }

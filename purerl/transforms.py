@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,41 @@ def compile(f: Callable, threads: int = 1) -> Callable:
     return call
 
 
+class Trace(NamedTuple):
+    """A function as one graph of tensor operations.
+
+    Attributes:
+        graph: of the examples' leaves to the results' leaves.
+        used: for each leaf of the examples, whether any result depends on it.
+        results: the results' leaves, as tensors without data.
+        structure: the results'.
+    """
+
+    graph: torch.fx.GraphModule
+    used: list[bool]
+    results: list[Tensor]
+    structure: Any
+
+
+def trace(f: Callable, *examples: Any) -> Trace:
+    """Trace `f` for arguments with the structure, shapes, strides and dtypes of the examples, without computing anything."""
+    leaves, structure = tree.flatten(examples)
+    structures: list[Any] = []
+
+    def program(*leaves: Tensor) -> Sequence[Tensor]:
+        results, results_structure = _leafwise(f)(leaves, structure)
+        structures.append(results_structure)
+        return tree.own(tuple(results))
+
+    with torch.no_grad():
+        tracer = make_fx(program, select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
+        module = tracer(*leaves)
+    module.graph.eliminate_dead_code()
+    used = [bool(node.users) for node in module.graph.find_nodes(op="placeholder")]
+    (output,) = module.graph.find_nodes(op="output")
+    return Trace(module, used, [node.meta["val"] for node in output.args[0]], structures[0])
+
+
 def specialize(f: Callable, *examples: Any) -> tuple[Callable[[list[Tensor]], list[Tensor]], Any]:
     """`compile(f)` for arguments with the structure, shapes, strides and dtypes of the examples, and for no others.
 
@@ -56,20 +91,33 @@ def specialize(f: Callable, *examples: Any) -> tuple[Callable[[list[Tensor]], li
     Returns:
         The function of the arguments' leaves, as a list that it empties, to the result's leaves; and the result's structure.
     """
-    leaves, structure = tree.flatten(examples)
-    structures: list[Any] = []
+    traced = trace(f, *examples)
+    return _specialized(traced.graph), traced.structure
 
-    def program(*leaves: Tensor) -> Sequence[Tensor]:
-        results, results_structure = _leafwise(f)(leaves, structure)
-        structures.append(results_structure)
-        return tree.own(tuple(results))
 
-    trace = make_fx(program, select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
-    with torch.no_grad(), inductor_config.patch(_options(threads=1)):
-        graph = trace(*leaves)
-        inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-        with tracing(TracingContext(inputs[0].fake_mode)):
-            return compile_fx_inner(graph, inputs, cpp_wrapper=_CPP_WRAPPER), structures[0]
+def specialize_into(f: Callable, out: Any, *examples: Any) -> Callable[[list[Tensor]], Any]:
+    """`specialize(f)` that writes its results into memory given to it.
+
+    Args:
+        f: a pure function; its results have the leaves, shapes and dtypes of `out`.
+        out: an example of the memory; it must not overlap the arguments'.
+
+    Returns:
+        A function of the leaves of `out` and of the arguments, as a list that it empties. It *donates* those of `out`.
+    """
+
+    def program(out: Any, *args: Any) -> Any:
+        for place, result in zip(tree.leaves(out), tree.leaves(f(*args)), strict=True):
+            place.copy_(result)
+        return ()
+
+    return _specialized(trace(program, out, *examples).graph)
+
+
+def _specialized(module: torch.fx.GraphModule) -> Callable[[list[Tensor]], list[Tensor]]:
+    inputs = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
+    with torch.no_grad(), inductor_config.patch(_options(threads=1)), tracing(TracingContext(inputs[0].fake_mode)):
+        return compile_fx_inner(module, inputs, cpp_wrapper=_CPP_WRAPPER)
 
 
 def _options(threads: int) -> dict[str, Any]:

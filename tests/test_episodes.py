@@ -21,6 +21,7 @@ def make_batch(reward, terminated, truncated, valid):
         extras=TensorDict(),
         carry=TensorDict(),
         last=inputs[-1] if inputs.batch_dims else inputs,
+        episode=TensorDict(),
     )
 
 

@@ -1,7 +1,24 @@
-"""Environments: pure ports, probes, and the doors to and from Gymnasium."""
+"""Environments: pure ports, probes, and the doors to and from Gymnasium and ALE."""
 
-from purerl.envs.registry import PURE, HostEnv, host, make, pure
+from purerl.envs.atari import GAME_OVER, RAW_REWARD, AtariVector
+from purerl.envs.registry import PURE, HostEnv, atari, host, make, pure, to_vector, vector_host
 from purerl.envs.vector import PureVectorEnv, to_gymnasium
 from purerl.envs.wrappers import accept_keys, time_limit
 
-__all__ = ["PURE", "HostEnv", "PureVectorEnv", "accept_keys", "host", "make", "pure", "time_limit", "to_gymnasium"]
+__all__ = [
+    "GAME_OVER",
+    "PURE",
+    "RAW_REWARD",
+    "AtariVector",
+    "HostEnv",
+    "PureVectorEnv",
+    "accept_keys",
+    "atari",
+    "host",
+    "make",
+    "pure",
+    "time_limit",
+    "to_gymnasium",
+    "to_vector",
+    "vector_host",
+]

@@ -2,27 +2,33 @@
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 
 from purerl.base import Env, EnvSpec
 from purerl.envs import acrobot, cartpole, mountain_car, pendulum
+from purerl.envs.atari import describe
 from purerl.envs.wrappers import accept_keys, time_limit
 
 PURE = {env.spec.id: env for env in (acrobot.ENV, cartpole.ENV, mountain_car.ENV, mountain_car.CONTINUOUS_ENV, pendulum.ENV)}
 
 
 class HostEnv(NamedTuple):
-    """An environment of the outside world.
+    """An environment of the outside world; it has one of the makers, or both.
 
     Attributes:
         spec: name and spaces.
-        make_vec: `make_vec(n_envs) -> gymnasium.vector.VectorEnv`, stepping in this process, NEXT_STEP autoreset.
+        make: `make() -> gymnasium.Env`, to be stepped one by one.
+        make_vec: `make_vec(n_envs, n_threads) -> gymnasium.vector.VectorEnv` with NEXT_STEP autoreset.
+        evaluation: the same task as it is evaluated, if that differs from how it is trained on.
     """
 
     spec: EnvSpec
-    make_vec: Callable[[int], gym.vector.VectorEnv]
+    make: Callable[[], gym.Env] | None = None
+    make_vec: Callable[[int, int], gym.vector.VectorEnv] | None = None
+    evaluation: "HostEnv | None" = None
 
 
 def pure(env: Env) -> Env:
@@ -31,47 +37,117 @@ def pure(env: Env) -> Env:
     return env if env.spec.max_episode_steps is None else time_limit(env, env.spec.max_episode_steps)
 
 
-def make(id: str) -> Env | HostEnv:
+def make(id: str, **kwargs: Any) -> Env | HostEnv:
     """The environment of a name.
 
-    `CartPole-v1` is the pure port where there is one, `gym:CartPole-v1` Gymnasium's own; any other name goes to Gymnasium
-    (`my_module:MyEnv-v0` imports `my_module` first).
+    `CartPole-v1` is the pure port where there is one, `gym:CartPole-v1` Gymnasium's own; `ALE/Pong-v5` goes to ALE's vector environment
+    with the standard preprocessing; any other name goes to Gymnasium (`my_package.my_module:MyEnv-v0` imports the module first).
+
+    Args:
+        kwargs: as `host`.
 
     Raises:
         ValueError: no such environment; the nearest names are listed.
         ImportError: a package that the environment needs is not installed.
     """
-    if id in PURE:
+    if id in PURE and not kwargs:
         return pure(PURE[id])
-    return host(id.removeprefix("gym:"))
+    return host(id, **kwargs)
 
 
-def host(id: str, **kwargs: Any) -> HostEnv:
-    """One of Gymnasium's environments; `kwargs` go to its constructor.
+def host(env: "str | HostEnv | Callable[[], gym.Env]", **kwargs: Any) -> HostEnv:
+    """An environment of the outside world from its name, or from a function that makes one.
+
+    Args:
+        kwargs: for the constructor of a named environment (`atari` says which ALE's takes).
 
     Raises:
         ValueError, ImportError: as `make`.
     """
+    if isinstance(env, HostEnv):
+        return env
+    if not isinstance(env, str):
+        return _describe(getattr(env, "__name__", type(env).__name__), env)
+    if env.startswith("ALE/"):
+        return atari(env, **kwargs)
+    id = env.removeprefix("gym:")
+    found = _known(id, partial(gym.make, id, **kwargs))
+    spec, limit = found.spec, found.spec.max_episode_steps if found.spec else None
+    described = EnvSpec(id, found.observation_space, found.action_space, limit)
+    found.close()
+    # Made of its spec: another process need not have registered it. Samplers check more than Gymnasium's checker, and faster.
+    return HostEnv(described, partial(gym.make, spec, disable_env_checker=True))
 
-    def one(**more: Any) -> gym.Env:
-        try:
-            return gym.make(id, **kwargs, **more)
-        except (
-            gym.error.NameNotFound,
-            gym.error.NamespaceNotFound,
-            gym.error.VersionNotFound,
-            gym.error.DeprecatedEnv,
-            gym.error.UnregisteredEnv,
-        ):
-            raise ValueError(f"environment: {id!r} is not known{_nearest(id)}") from None
-        except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-            raise ImportError(f"environment: {id!r} needs a package that is not installed ({error}){_extra(id)}") from None
 
-    env = one()
+def atari(id: str, **kwargs: Any) -> HostEnv:
+    """`ALE/<Game>-v5` with the standard preprocessing; lives are episodes and rewards are clipped, but not where it is evaluated.
+
+    Args:
+        kwargs: `AtariVector`'s, such as `sticky=0.25`.
+    """
+    spec, make_vec = describe(id, **kwargs)
+    _, make_full = describe(id, **{**kwargs, "episodic_life": False, "clip_rewards": False})
+    return HostEnv(spec, make_vec=make_vec, evaluation=HostEnv(spec, make_vec=make_full))
+
+
+def vector_host(env: "str | HostEnv | gym.vector.VectorEnv | Callable[[int], gym.vector.VectorEnv]", **kwargs: Any) -> HostEnv:
+    """An environment that is stepped as a `VectorEnv` of its own making: by name, ready made, or from a function of their number.
+
+    Raises:
+        ValueError: it has no vector implementation; and as `make`.
+    """
+    if isinstance(env, gym.vector.VectorEnv):
+        return HostEnv(_vector_spec(env), make_vec=lambda n_envs, n_threads: env)
+    if callable(env) and not isinstance(env, HostEnv):
+        example = env(1)
+        example.close()
+        return HostEnv(_vector_spec(example), make_vec=lambda n_envs, n_threads: env(n_envs))
+    found = host(env, **kwargs)
+    if found.make_vec is None and isinstance(env, str):
+        id = env.removeprefix("gym:")
+        if gym.spec(id).vector_entry_point is not None:
+            return found._replace(make_vec=lambda n, _: gym.make_vec(id, n, "vector_entry_point", **kwargs))
+    if found.make_vec is None:
+        raise ValueError(f"environment: {found.spec.id!r} has no vector implementation; sampler = 'native' needs one")
+    return found
+
+
+def to_vector(host: HostEnv, n_envs: int) -> gym.vector.VectorEnv:
+    """So many of them as one `VectorEnv` in this process."""
+    if host.make_vec is not None:
+        return host.make_vec(n_envs, 1)
+    assert host.make is not None
+    return gym.vector.SyncVectorEnv([host.make] * n_envs)
+
+
+def _describe(name: str, make: Callable[[], gym.Env]) -> HostEnv:
+    env = make()
+    if not isinstance(env, gym.Env):
+        raise ValueError(f"env: {name} made {type(env).__name__}, not a gymnasium.Env")
     limit = env.spec.max_episode_steps if env.spec else None
-    spec = EnvSpec(id, env.observation_space, env.action_space, limit)
+    spec = EnvSpec(env.spec.id if env.spec else name, env.observation_space, env.action_space, limit)
     env.close()
-    return HostEnv(spec, lambda n_envs: gym.vector.SyncVectorEnv([one] * n_envs))
+    return HostEnv(spec, make)
+
+
+def _vector_spec(vec: gym.vector.VectorEnv) -> EnvSpec:
+    name = vec.spec.id if vec.spec else type(vec).__name__
+    return EnvSpec(name, vec.single_observation_space, vec.single_action_space)
+
+
+def _known(id: str, make: Callable[[], gym.Env]) -> gym.Env:
+    try:
+        return make()
+    except (
+        gym.error.NameNotFound,
+        gym.error.NamespaceNotFound,
+        gym.error.VersionNotFound,
+        gym.error.DeprecatedEnv,
+        gym.error.UnregisteredEnv,
+    ):
+        raise ValueError(f"environment: {id!r} is not known{_nearest(id)}") from None
+    except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+        raise ImportError(f"environment: {id!r} needs a package that is not installed ({error}){_extra(id)}") from None
 
 
 def _nearest(id: str) -> str:

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from purerl import distributions
+from purerl.spaces import children
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
@@ -134,6 +135,28 @@ class GaussianHead(nn.Module):
         return torch.cat([mean, self.log_std.expand_as(mean)], -1)
 
 
+class Heads(nn.Module):
+    """Several heads on the same features, their outputs side by side."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.parts], -1)
+
+
+def policy_head(width: int, space: gym.Space) -> nn.Module:
+    """From the features to the parameters of `distributions.for_space(space)`: `[N, width] -> [N, n_params]`."""
+    match space:
+        case gym.spaces.Box():
+            return GaussianHead(width, math.prod(space.shape))
+        case gym.spaces.Dict() | gym.spaces.Tuple():
+            return Heads([policy_head(width, part) for _, part in children(space)])
+        case _:
+            return linear(width, distributions.for_space(space).n_params, 0.01)
+
+
 class ActorCritic(nn.Module):
     """A policy and a value head on separate torsos, or on a shared one: `[N, ...] -> (params [N, P], value [N])`.
 
@@ -147,10 +170,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.actor_torso, width = torso(obs_space, hidden, activation)
         self.critic_torso = None if shared else torso(obs_space, hidden, activation)[0]
-        if isinstance(action_space, gym.spaces.Box):
-            self.actor: nn.Module = GaussianHead(width, math.prod(action_space.shape))
-        else:
-            self.actor = linear(width, distributions.for_space(action_space).n_params, 0.01)
+        self.actor = policy_head(width, action_space)
         self.critic = linear(width, 1, 1.0)
 
     def forward(self, obs: Tensor | TensorDict) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
-"""Samplers: where batches come from when the environment is not pure."""
+"""Samplers: where batches come from when the environment is not pure; one interface, and an arrangement of processes each."""
 
-from purerl.samplers.serial import SerialFeed, serial
+from purerl.samplers.feeds import Feed, alternating, central, native, parallel, serial
+from purerl.samplers.stepping import EnvError
+from purerl.samplers.workers import WorkerError
 
-__all__ = ["SerialFeed", "serial"]
+__all__ = ["EnvError", "Feed", "WorkerError", "alternating", "central", "native", "parallel", "serial"]

@@ -6,8 +6,6 @@ from conftest import assert_trees_equal
 
 from purerl import envs, make_a2c, make_ppo, random, samplers, tree, vmap
 from purerl.algos import A2CConfig, PPOConfig
-from purerl.base import EnvSpec
-from purerl.envs.registry import HostEnv
 from purerl.rollout import draw_ahead
 
 
@@ -37,9 +35,7 @@ class Nested(gym.Env):
 
 
 def nested_host():
-    return HostEnv(
-        EnvSpec("Nested", Nested.observation_space, Nested.action_space), lambda n: gym.vector.SyncVectorEnv([Nested] * n)
-    )
+    return envs.host(Nested)
 
 
 def test_batches_follow_the_contract_with_nested_spaces():

@@ -1,0 +1,253 @@
+"""The memory of one fragment, which environments and policy write step by step, private or shared between processes."""
+
+import math
+from collections.abc import Callable, Sequence
+from multiprocessing.context import BaseContext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from purerl import spaces, tree
+from purerl.base import Algorithm, Batch, Inputs, Policy
+from purerl.rollout import masked
+from purerl.spaces import env_actions, zero_actions
+from purerl.transforms import trace, vmap
+
+# Something's value before each step and after the last one, [T + 1, S, B, ...]; what stands after the last is the next fragment's first.
+LASTING = ("obs", "action", "reward", "first", "carry")
+
+
+class Plan(NamedTuple):
+    """What a fragment holds. `S` seeds, each with `B` environments, act in tiles of `P` environments.
+
+    A tile is always of the same size (the last one is padded) and an environment always at the same place of the same tile, whoever
+    computes it: so every arrangement of processes computes the same bits.
+
+    Attributes:
+        n_steps, n_seeds, n_envs, tile: T, S, B, P.
+        shapes: for each name the shape and dtype of its leaves.
+        structures: of `obs`, `action`, `noise`, `carry` and `extras`.
+        state: structure of the policy's state.
+        used: for each leaf of the state, whether acting depends on it.
+        leaf_shapes: of the state's leaves.
+        infos: names of the environment's infos that are kept.
+    """
+
+    n_steps: int
+    n_seeds: int
+    n_envs: int
+    tile: int
+    shapes: dict[str, list[tuple[tuple[int, ...], torch.dtype]]]
+    structures: dict[str, Any]
+    state: Any
+    used: list[bool]
+    leaf_shapes: list[tuple[torch.Size, torch.dtype]]
+    infos: tuple[str, ...]
+
+    def tiles(self, columns: range) -> range:
+        """The tiles that hold some of these environments."""
+        return range(columns.start // self.tile, -(-columns.stop // self.tile))
+
+
+def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_workers: int, infos: tuple[str, ...]) -> Plan:
+    """Lay out the fragments of a policy."""
+    n_seeds = len(keys)
+    tile = max(4, -(-n_envs // 4))  # fewer waste the matrix products, more leave workers with padding
+    padded = -(-n_envs // tile) * tile
+    example = policy.init(keys[0].cpu())
+    state = [x[None].expand(n_seeds, *x.shape) for x in tree.leaves(example)]
+    seen = blank_inputs(policy, tile)
+    noise = vmap(policy.draw)(torch.zeros((tile, 2), dtype=torch.int32))
+    lanes = [tree.map(lambda x: x[None].expand(n_seeds, *x.shape), x) for x in (seen, policy.carry(tile), noise)]
+    act = vmap(lambda state, *args: policy.act(tree.unflatten(tree.structure(example), state), *args))
+    traced = trace(act, state, *lanes)
+    action, extras, _ = tree.unflatten(traced.structure, traced.results)
+    sent = spaces.env_actions(policy.spec.action_space, seen.prev_action)
+
+    def steps(x: Any, n: int, lead: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        return [((n, n_seeds, padded, *leaf.shape[lead:]), leaf.dtype) for leaf in tree.leaves(x)]
+
+    flag, number = torch.zeros(1, dtype=torch.bool), torch.zeros(1)
+    shapes = {
+        "obs": steps(seen.obs, n_steps + 1, 1),
+        "action": steps(action, n_steps + 1, 2),
+        "reward": steps(number, n_steps + 1, 1),
+        "first": steps(flag, n_steps + 1, 1),
+        "carry": steps(policy.carry(tile), n_steps + 1, 1),
+        "noise": steps(noise, n_steps, 1),
+        "sent": steps(sent, n_steps, 1),
+        "extras": steps(extras, n_steps, 2),
+        **{name: steps(flag, n_steps, 1) for name in ("terminated", "truncated", "valid", "opens", "over")},
+        "raw_reward": steps(number, n_steps, 1),
+        "infos": steps([number] * len(infos), n_steps, 1),
+        "seeds": steps(number.long(), 1, 1),
+        "mark": [((n_workers,), torch.int64)],
+    }
+    used = traced.used[: len(state)]
+    packed, _ = tree.pack([x for x, is_used in zip(state, used, strict=True) if is_used], axes=1)
+    shapes["params"] = [(tuple(x.shape), x.dtype) for x in packed.values()]
+    structures = {
+        "obs": tree.structure(seen.obs),
+        "action": tree.batched(tree.structure(action), -1),
+        "noise": tree.structure(noise),
+        "carry": tree.structure(policy.carry(tile)),
+        "extras": tree.batched(tree.structure(extras), -1),
+    }
+    leaf_shapes = [(x.shape[1:], x.dtype) for x in state]
+    return Plan(
+        n_steps, n_seeds, n_envs, tile, shapes, structures, tree.structure(example), list(used), leaf_shapes, infos
+    )
+
+
+def blank_inputs(policy: Algorithm | Policy, n: int) -> Inputs:
+    """What a policy sees of `n` environments before anything happened."""
+    return Inputs(
+        obs=spaces.zero_obs(policy.spec.observation_space, n),
+        prev_action=zero_actions(policy.spec.action_space, n),
+        prev_reward=torch.zeros(n),
+        first=torch.ones(n, dtype=torch.bool),
+    )
+
+
+def act_packed(policy: Algorithm | Policy, plan: Plan) -> Callable[..., tuple]:
+    """One seed's `act` from memory to memory: of the packed parameters and the leaves of `obs`, `action`, `reward`, `first`, `carry`
+    and `noise` of a step, to those of `sent`, `action`, `carry` and `extras`."""
+    blank = [torch.zeros(shape, dtype=dtype) for (shape, dtype), is_used in zip(plan.leaf_shapes, plan.used, strict=True) if is_used]
+    _, unpack = tree.pack(blank)
+    dtypes = [dtype for _, dtype in plan.shapes["params"]]
+
+    def act(params: list[Tensor], obs: list, action: list, reward: list, first: list, carry: list, noise: list) -> tuple:
+        rest = iter(unpack(dict(zip(dtypes, params, strict=True))))
+        unused = (torch.zeros((), dtype=dtype).expand(shape) for shape, dtype in plan.leaf_shapes)
+        leaves = [next(rest) if is_used else x for is_used, x in zip(plan.used, unused, strict=True)]
+        prev_action = masked(first[0], tree.unflatten(plan.structures["action"], action))
+        inputs = Inputs(
+            obs=tree.unflatten(plan.structures["obs"], obs), prev_action=prev_action, prev_reward=reward[0], first=first[0]
+        )
+        memory, moment = (tree.unflatten(plan.structures[name], x) for name, x in (("carry", carry), ("noise", noise)))
+        chosen, extras, memory = policy.act(tree.unflatten(plan.state, leaves), inputs, memory, moment)
+        sent = env_actions(policy.spec.action_space, chosen)
+        return tree.leaves(sent), tree.leaves(chosen), tree.leaves(memory), tree.leaves(extras)
+
+    return act
+
+
+class Rows:
+    """A fragment's memory as numpy arrays (`numpy[name]`) and, the same memory, as tensors (`torch[name]`), lists of leaves
+    `[T, S, B', ...]`, where `B'` is the number of environments rounded up to whole tiles.
+
+    Args:
+        plan: what it holds.
+        block: the bytes; memory of its own when omitted.
+    """
+
+    def __init__(self, plan: Plan, block: Any = None) -> None:
+        self.plan = plan
+        self.block = np.zeros(n_bytes(plan), np.uint8) if block is None else block
+        self.numpy: dict[str, list[np.ndarray]] = {}
+        at = 0
+        for name, leaves in plan.shapes.items():
+            self.numpy[name] = []
+            for shape, dtype in leaves:
+                kind = torch.empty(0, dtype=dtype).numpy().dtype
+                array = np.frombuffer(self.block, kind, math.prod(shape), at).reshape(shape)
+                self.numpy[name].append(array)
+                at += _aligned(array.nbytes)
+        self.torch = {name: [torch.from_numpy(x) for x in arrays] for name, arrays in self.numpy.items()}
+
+    def begin(self) -> None:
+        """Go on where the last fragment ended, with nothing ended, reset or infos seen yet."""
+        for name in LASTING:
+            for x in self.numpy[name]:
+                x[0] = x[-1]
+        for name, value in (("terminated", 0), ("truncated", 0), ("valid", 1), ("opens", 0), ("over", 0)):
+            self.numpy[name][0][:] = value
+        self.numpy["first"][0][1:] = False
+        self.numpy["raw_reward"][0][:] = np.nan
+        for x in self.numpy["infos"]:
+            x[:] = np.nan
+
+    def start(self) -> None:
+        """Forget what the last fragment left: every environment has just been reset."""
+        for name in LASTING[1:]:
+            for x in self.numpy[name]:
+                x[-1] = 0
+        self.numpy["first"][0][-1] = True
+
+    def batch(self, single: bool, device: torch.device) -> Batch:
+        """A copy as the batch `[S, T, B]`, or `[T, B]` of the single seed, on a device."""
+        n_envs, n_steps = self.plan.n_envs, self.plan.n_steps
+
+        def take(x: Tensor, rows: slice | int) -> Tensor:
+            part = x[rows, :, :n_envs]  # [T, S, B, ...] or [S, B, ...]
+            part = part[..., 0, :, :] if False else part
+            if isinstance(rows, int):
+                part = part[0] if single else part
+            else:
+                part = part[:, 0] if single else part.transpose(0, 1)
+            owned = part.clone(memory_format=torch.contiguous_format)
+            return owned if device.type == "cpu" else owned.pin_memory().to(device, non_blocking=True)
+
+        def leaf(name: str, rows: slice | int = slice(None)) -> Tensor:
+            return take(self.torch[name][0], rows)
+
+        lanes = 0 if single else 1
+
+        def nested(name: str, rows: slice | int = slice(None)) -> Any:
+            more = lanes if isinstance(rows, int) else lanes + 1
+            structure = tree.batched(self.plan.structures[name], more)
+            return tree.unflatten(structure, [take(x, rows) for x in self.torch[name]])
+
+        def inputs(rows: slice | int) -> Inputs:
+            first = leaf("first", rows)
+            return Inputs(
+                obs=nested("obs", rows),
+                prev_action=masked(first, nested("action", rows)),
+                prev_reward=leaf("reward", rows),
+                first=first,
+            )
+
+        raw, reward = leaf("raw_reward"), leaf("reward", slice(1, None))
+        episode = {
+            "reward": torch.where(raw.isnan(), reward, raw),
+            "opens": leaf("opens"),
+            "over": leaf("over"),
+            **{name: take(x, slice(None)) for name, x in zip(self.plan.infos, self.torch["infos"], strict=True)},
+        }
+        return Batch(
+            inputs=inputs(slice(0, n_steps)),
+            action=nested("action", slice(1, None)),
+            reward=reward,
+            terminated=leaf("terminated"),
+            truncated=leaf("truncated"),
+            valid=leaf("valid"),
+            extras=nested("extras"),
+            carry=nested("carry", 0),
+            last=inputs(n_steps),
+            episode=TensorDict(episode),
+        )
+
+
+def n_bytes(plan: Plan) -> int:
+    """The size of a fragment's memory."""
+    leaves = [x for leaves in plan.shapes.values() for x in leaves]
+    return sum(_aligned(math.prod(shape) * torch.empty(0, dtype=dtype).element_size()) for shape, dtype in leaves)
+
+
+def shared_block(plan: Plan, context: BaseContext) -> Any:
+    """Memory that processes share: no name in the file system, gone with the last process that holds it."""
+    return context.RawArray("b", n_bytes(plan))
+
+
+def param_places(plan: Plan, params: Sequence[Tensor]) -> list[Tensor]:
+    """Where in the packed parameters `[S, n]` each leaf of the state that acting uses belongs, `[S, ...]`."""
+    blank = [torch.zeros(shape, dtype=dtype) for (shape, dtype), is_used in zip(plan.leaf_shapes, plan.used, strict=True) if is_used]
+    _, unpack = tree.pack(blank)
+    return unpack({x.dtype: x for x in params})
+
+
+def _aligned(n: int) -> int:
+    return -(-n // 64) * 64

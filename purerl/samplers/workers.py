@@ -1,0 +1,270 @@
+"""Processes that step environments: how they start, take orders, fail, and end."""
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import process
+from multiprocessing.context import BaseContext
+from typing import Any, NamedTuple
+
+import cloudpickle
+import numpy as np
+import torch
+
+from purerl.samplers.stepping import EnvError
+
+ORDER = struct.Struct("=cq")
+START_SECONDS = 300.0
+START_METHODS = ("forkserver", "spawn")
+
+
+class WorkerError(RuntimeError):
+    """A worker process died or hung; the message names its environments."""
+
+
+class Failed(NamedTuple):
+    """What a worker says of an error."""
+
+    error: str
+    is_env: bool
+    trace: str
+
+
+def context(start_method: str) -> BaseContext:
+    """Python's process context; the fork server, one for the life of this process, loads the heavy libraries once.
+
+    Raises:
+        ValueError: no such method.
+        RuntimeError: a worker imports this script, which lacks the guard.
+    """
+    if start_method not in START_METHODS:
+        raise ValueError(f"start_method = {start_method!r} is not one of {', '.join(START_METHODS)}")
+    if getattr(process.current_process(), "_inheriting", False):
+        raise RuntimeError('this script starts workers while a worker imports it; put what it runs under: if __name__ == "__main__":')
+    found = multiprocessing.get_context(start_method)
+    if start_method == "forkserver":
+        found.set_forkserver_preload(["purerl.samplers.workers", "purerl.samplers.acting"])
+    return found
+
+
+class Job:
+    """A call on its way to another process: the function by value (cloudpickle), memory that processes share as it is.
+
+    Args:
+        make: the function.
+        shared: its last arguments, which the process context knows how to share.
+    """
+
+    def __init__(self, make: Callable, *shared: Any) -> None:
+        self._pickled, self._shared = cloudpickle.dumps(make), shared
+
+    def __call__(self) -> Any:
+        return pickle.loads(self._pickled)(*self._shared)
+
+
+class Workers:
+    """Processes that each hold one handler and run it when told to.
+
+    Args:
+        jobs: for each worker what makes, in its process, its `handle(order, number)` and a function that closes it.
+        names: what a user calls each worker's environments.
+        mark: `[n]` int64, shared: the call each worker is at; one that stays the same for `timeout` seconds hangs.
+        hung: says what hangs from a worker's number and its mark.
+        timeout: seconds.
+        cores: for each worker the core it is bound to; not bound when None.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        names: Sequence[str],
+        mark: np.ndarray,
+        hung: Callable[[int, int], str],
+        timeout: float,
+        start_method: str,
+        cores: Sequence[int] | None = None,
+    ) -> None:
+        self._context = context(start_method)
+        self._jobs = list(jobs)
+        self._names, self._mark, self._hung, self._timeout, self._cores = names, mark, hung, timeout, cores
+        n = len(self._jobs)
+        self._processes: list[Any] = [None] * n
+        self._sockets: list[socket.socket | None] = [None] * n
+        self._waiting = [False] * n
+        self._failed: set[int] = set()
+        try:
+            for i in range(n):
+                self._start(i)
+            for i in range(n):
+                self.receive(i, START_SECONDS)
+        except BaseException:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def _start(self, i: int) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            core = None if self._cores is None else self._cores[i]
+            self._sockets[i] = ours
+            look = min(1.0, self._timeout / 2)  # how often a silent worker's mark is looked at
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(look), int(look % 1 * 1e6)))
+            self._processes[i] = self._context.Process(  # type: ignore[attr-defined]
+                target=_serve, args=(theirs, self._jobs[i], core), name=f"purerl {self._names[i]}", daemon=True
+            )
+            self._processes[i].start()
+            self._waiting[i] = True
+        finally:
+            theirs.close()
+
+    def send(self, i: int, order: bytes, number: int = 0) -> None:
+        """Give a worker an order; `receive` waits for its end."""
+        try:
+            self._sockets[i].send(ORDER.pack(order, number))  # type: ignore[union-attr]
+        except OSError:
+            raise self._fail(i, self._died(i)) from None
+        self._waiting[i] = True
+
+    def receive(self, i: int, timeout: float | None = None) -> None:
+        """Wait until a worker has carried out its order.
+
+        Raises:
+            EnvError: an environment raised, or returned what its spaces do not allow.
+            WorkerError: it died, or the call it is at takes longer than the timeout.
+        """
+        since, mark = time.monotonic(), int(self._mark[i])
+        timeout = timeout or self._timeout
+        while True:
+            try:
+                answer = self._sockets[i].recv(1)  # type: ignore[union-attr]
+            except BlockingIOError:
+                now, found = time.monotonic(), int(self._mark[i])
+                if found != mark:
+                    since, mark = now, found
+                elif now - since > timeout:
+                    raise self._fail(i, f"{self._hung(i, mark)} has not answered for {timeout:g} s") from None
+                continue
+            except OSError:
+                answer = b""
+            if answer == b"k":
+                self._waiting[i] = False
+                return
+            if not answer:
+                raise self._fail(i, self._died(i))
+            self._waiting[i] = False
+            failed = self._read_failure(i)
+            kind = EnvError if failed.is_env else RuntimeError
+            raise kind(f"{failed.error}\n\nin worker {i}:\n{failed.trace}")
+
+    def _read_failure(self, i: int) -> Failed:
+        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):
+            connection = self._sockets[i]
+            assert connection is not None
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 10, 0))
+            with connection.makefile("rb") as stream:
+                return Failed(*pickle.load(stream))
+        return Failed(self._died(i), False, "")
+
+    def replace_failed(self) -> None:
+        """Wait until no worker is at work, and start new ones in the place of those that died or hang."""
+        for i in range(len(self)):
+            if self._waiting[i]:
+                with contextlib.suppress(WorkerError):
+                    self.receive(i)
+        for i in sorted(self._failed):
+            self._end(i)
+            self._start(i)
+        for i in sorted(self._failed):
+            self.receive(i, START_SECONDS)
+        self._failed.clear()
+
+    def _fail(self, i: int, message: str) -> WorkerError:
+        self._waiting[i] = False
+        self._failed.add(i)
+        return WorkerError(message)
+
+    def _died(self, i: int) -> str:
+        worker = self._processes[i]
+        worker.join(5)
+        code = worker.exitcode
+        reason = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
+        return f"worker {i} ({self._names[i]}) {reason}"
+
+    def _end(self, i: int) -> None:
+        connection, worker = self._sockets[i], self._processes[i]
+        self._waiting[i] = False
+        if connection is not None:
+            connection.close()  # which tells an idle worker to end
+        self._sockets[i] = None
+        if worker is not None:
+            with contextlib.suppress(ValueError):
+                worker.kill()
+                worker.join()
+                worker.close()
+        self._processes[i] = None
+
+    def close(self) -> None:
+        """End all processes: those that wait for an order close their environments first."""
+        for i, connection in enumerate(self._sockets):
+            if connection is not None and not self._waiting[i]:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + 5.0
+        for i, worker in enumerate(self._processes):
+            if worker is not None and worker.pid is not None and not self._waiting[i] and i not in self._failed:
+                worker.join(max(0.0, deadline - time.monotonic()))
+        for i in range(len(self._jobs)):
+            self._end(i)
+
+
+def _serve(connection: socket.socket, job: Job, core: int | None) -> None:
+    """A worker's life: make the handler, carry out orders, end when the other side does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the learner, who ends the workers
+    torch.set_num_threads(1)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    close: Callable[[], None] = lambda: None  # noqa: E731
+    try:
+        handle, close = job()
+        gc.collect()
+        gc.freeze()
+        connection.send(b"k")
+        while order := connection.recv(ORDER.size, socket.MSG_WAITALL):
+            handle(*ORDER.unpack(order))
+            connection.send(b"k")
+    except OSError as error:
+        if not isinstance(error, ConnectionError):
+            _report(connection, error)
+    except BaseException as error:
+        _report(connection, error)
+    finally:
+        with contextlib.suppress(Exception):
+            close()
+
+
+def _report(connection: socket.socket, error: BaseException) -> None:
+    is_env = isinstance(error, EnvError)
+    text = str(error) if is_env else f"{type(error).__name__}: {error}"
+    with contextlib.suppress(OSError):
+        connection.sendall(b"e" + pickle.dumps((text, is_env, traceback.format_exc())))
+
+
+def _end_with(sentinel: int) -> None:
+    """The learner may be killed while an environment steps, or hangs."""
+    select.select([sentinel], [], [])
+    os._exit(1)

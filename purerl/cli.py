@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,12 +15,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from purerl import algos, envs, plot
+from purerl import algos, envs, plot, samplers
 from purerl import train as training
 from purerl.checkpoint import CheckpointError
 from purerl.evaluate import evaluate, record_video
 
-_USER_ERRORS = (ValueError, ImportError, CheckpointError, OSError)
+_USER_ERRORS = (ValueError, ImportError, CheckpointError, OSError, samplers.EnvError, samplers.WorkerError)
 console = Console(stderr=True)
 
 
@@ -59,8 +61,34 @@ def _field_option(field: dataclasses.Field) -> click.Option:
     if "choices" in field.metadata:
         return click.Option([flag], type=click.Choice(field.metadata["choices"]), help=help)
     if isinstance(field.default, tuple):
-        return click.Option([flag], type=Widths(), help=help)
+        return click.Option([flag], type=Widths() if field.default else Names(), help=help)
     return click.Option([flag], type=click.INT if isinstance(field.default, int) else Numbers(), help=help)
+
+
+class Names(click.ParamType):
+    """Names separated by commas."""
+
+    name = "name[,name...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+
+
+class Setting(click.ParamType):
+    """`NAME=VALUE`, the value as JSON where it is some."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        name, equals, text = value.partition("=")
+        if not name or not equals:
+            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        try:
+            return name, json.loads(text)
+        except json.JSONDecodeError:
+            return name, text
 
 
 def _user_errors(f: Callable) -> Callable:
@@ -89,7 +117,12 @@ class _Algorithms(click.Group):
             raise click.ClickException(str(error)) from None
         options = [
             click.Option(
-                ["--env"], required=True, help="CartPole-v1 (pure where there is a port), gym:CartPole-v1, HalfCheetah-v5 ..."
+                ["--env"],
+                required=True,
+                help="CartPole-v1 (pure where there is a port), gym:CartPole-v1, HalfCheetah-v5, ALE/Pong-v5, my_module:MyEnv-v0",
+            ),
+            click.Option(
+                ["--env-option", "env_options"], multiple=True, type=Setting(), help="for its constructor, as sticky=0.25"
             ),
             click.Option(["--seeds"], type=int, default=1, show_default=True, help="seeds of each variant"),
             click.Option(["--steps"], type=int, help="environment steps of each lane [the preset's]"),
@@ -99,7 +132,8 @@ class _Algorithms(click.Group):
                 ["--plot", "png"], type=click.Path(path_type=Path), help="draw the learning curve into this file at the end"
             ),
         ]
-        fields = [_field_option(f) for f in dataclasses.fields(entry.config) if f.name != "total_steps"]
+        records = (entry.config, training.Collecting, training.Evaluating)
+        fields = [_field_option(f) for record in records for f in dataclasses.fields(record) if f.name != "total_steps"]
 
         def run(**values: Any) -> None:
             _train(name, **values)
@@ -112,16 +146,33 @@ class _Algorithms(click.Group):
 @click.version_option(package_name="purerl")
 def main() -> None:
     """Deep reinforcement learning as pure functions in PyTorch."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # for environments in modules of one's own
 
 
 main.add_command(_Algorithms("train", help="Train an algorithm: purerl train ppo --env CartPole-v1 --seeds 16 --out runs/demo"))
 
 
-def _train(algo: str, env: str, seeds: int, steps: int | None, out: Path, device: str, png: Path | None, **fields: Any) -> None:
-    overrides = {name: value for name, value in fields.items() if value is not None}
+def _train(
+    algo: str,
+    env: str,
+    env_options: tuple[tuple[str, Any], ...],
+    seeds: int,
+    steps: int | None,
+    out: Path,
+    device: str,
+    png: Path | None,
+    **fields: Any,
+) -> None:
+    given = {name: value for name, value in fields.items() if value is not None}
+
+    def take(record: Any) -> Any:
+        return record(**{f.name: given.pop(f.name) for f in dataclasses.fields(record) if f.name in given})
+
+    collecting, evaluating, options = take(training.Collecting), take(training.Evaluating), dict(env_options)
     if steps is None:
-        steps = algos.find(algo).default_config(envs.make(env).spec).total_steps
-    run = training.plan(algo, env, seeds, steps, overrides, device)
+        steps = algos.find(algo).default_config(envs.make(env, **options).spec).total_steps
+    run = training.plan(algo, env, seeds, steps, given, device, options, collecting, evaluating)
     training.prepare(out, run)
     _run(run, out, resume=False)
     if png is not None:
@@ -137,6 +188,8 @@ def _run(run: training.Run, out: Path, resume: bool) -> None:
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps  {task.fields[figures]}"),
     )
     lanes = len(training.lanes(run))
+    if run.collecting.sampler != "fused":
+        console.print(f"sampler: {run.collecting.sampler}")
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("compiling (once; up to a minute)", total=run.steps, figures=f"{lanes} lanes")
 
@@ -148,6 +201,8 @@ def _run(run: training.Run, out: Path, resume: bool) -> None:
             failures = training.train(run, out, resume, report)
         except KeyboardInterrupt:
             raise click.ClickException(f"interrupted; go on with: purerl resume {out}") from None
+        except (samplers.EnvError, samplers.WorkerError) as error:
+            raise click.ClickException(f"{error}\nthe run up to there is saved; go on with: purerl resume {out}") from None
     for failure in failures:
         console.print(
             f"lane {failure.lane} stopped after {failure.steps} steps: its loss was not finite; its last good state is kept"
@@ -168,21 +223,22 @@ def _resume(folder: Path) -> None:
 @main.command("eval")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--episodes", type=click.IntRange(min=1), default=10, show_default=True, help="for each lane")
+@click.option("--steps", type=click.IntRange(min=0), default=0, help="play so many steps in each lane, and each episode to its end")
 @click.option("--seed", type=int, default=0, show_default=True, help="of the environments")
 @click.option("--video", type=click.Path(path_type=Path), help="film one episode of the best lane (.mp4 or .gif)")
 @_user_errors
-def _eval(folder: Path, episodes: int, seed: int, video: Path | None) -> None:
+def _eval(folder: Path, episodes: int, steps: int, seed: int, video: Path | None) -> None:
     """Play whole episodes with the mode of each lane's policy."""
     run = training.load_run(folder)
     algo, env = training.build(run)
     state, _ = training.load_state(folder, run, algo, env)
-    returns, lengths = evaluate(algo, env, state.algo, episodes, seed)
+    returns, lengths = evaluate(algo, env, state.algo, episodes, seed, steps)
     for (variant, lane_seed), r, n in zip(training.lanes(run), returns, lengths, strict=True):
         click.echo(f"{training.lane_name(variant, lane_seed)}  return {r.mean():.1f} +- {r.std():.1f}  length {n.mean():.1f}")
-    click.echo(f"all  return {returns.mean():.1f}  ({episodes} episodes a lane)")
+    click.echo(f"all  return {np.concatenate(returns).mean():.1f}  ({sum(map(len, returns))} episodes)")
     if video is not None:
-        best = int(np.argmax(returns.mean(1)))
-        total = record_video(algo, run.env, state.algo[best], str(video), seed)
+        best = int(np.argmax([x.mean() for x in returns]))
+        total = record_video(algo, env, state.algo[best], str(video), seed)
         click.echo(f"video: {video} (return {total:.1f})")
 
 

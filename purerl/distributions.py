@@ -211,4 +211,4 @@ def for_space(space: gym.Space) -> Distribution:
         case gym.spaces.Dict() | gym.spaces.Tuple():
             return joint({name: for_space(part) for name, part in children(space)})
         case _:
-            raise ValueError(f"action space: {space} is not Discrete, MultiDiscrete, MultiBinary, a Box of floats, or a nesting of them")
+            raise ValueError(f"action space: {space} is not Discrete, MultiDiscrete, MultiBinary or a Box of floats")

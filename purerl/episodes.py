@@ -53,9 +53,7 @@ def record_episodes(episodes: Episodes, batch: Batch) -> Episodes:
 
     counts = batch.valid.float()
     go_on = (~opens).float()
-    discounts = linear_recurrence(
-        go_on * torch.where(batch.valid, episodes.gamma, 1.0), opens.float(), episodes.discount
-    )
+    discounts = linear_recurrence(go_on * torch.where(batch.valid, episodes.gamma, 1.0), opens.float(), episodes.discount)
     discount = torch.cat([episodes.discount[None], discounts[:-1]])
     increments = torch.stack([reward, torch.ones_like(reward), (reward != 0).float(), discount * reward], -1) * counts[..., None]
     start = torch.stack([episodes.current[name] for name in SUMS], -1)

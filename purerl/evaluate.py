@@ -1,57 +1,90 @@
 """Whole episodes with the mode of the policy."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-from purerl import envs, tree
+from purerl import envs, spaces, tree
 from purerl.base import Algorithm, Env, Inputs
+from purerl.rollout import masked
 from purerl.spaces import env_actions, to_tensors, zero_actions
 from purerl.transforms import vmap
 
-MAX_STEPS = 100_000
+MAX_STEPS = 100_000  # of an environment: an episode that has not ended by then counts as it stands
 
 
-def evaluate(algo: Algorithm, env: Env | envs.HostEnv, state: Any, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Play `episodes` episodes with each of `L` states at once, one environment an episode.
+class Evaluation(NamedTuple):
+    """The episodes of each of `L` lanes, float64 arrays `[n]` in no particular order.
+
+    Attributes:
+        returns: sums of the environment's own rewards.
+        lengths: steps.
+    """
+
+    returns: list[np.ndarray]
+    lengths: list[np.ndarray]
+
+
+def evaluate(algo: Algorithm, env: Env | envs.HostEnv, state: Any, episodes: int, seed: int, steps: int = 0) -> Evaluation:
+    """Play whole episodes with each of `L` states at once, as the environment is meant to be evaluated.
+
+    Every environment plays one episode, or goes on until it has taken its share of the steps, to the end of the episode it is in then.
+    To stop all at the first so many episodes that end would favour short ones.
 
     Args:
         state: the algorithm's, with a leading axis `[L]`.
+        episodes: environments a lane.
         seed: of the environments; the same for the same results.
-
-    Returns:
-        Returns `[L, episodes]` and lengths `[L, episodes]`, float64.
+        steps: environment steps to play in all in each lane; 0 for one episode in each environment.
     """
     lanes = len(state.steps)
     shape = (lanes, episodes)
-    vec = envs.to_gymnasium(env, lanes * episodes) if isinstance(env, Env) else envs.to_vector(env, lanes * episodes)
+    n = lanes * episodes
+    vec = envs.to_gymnasium(env, n) if isinstance(env, Env) else envs.to_vector(env.evaluation or env, n)
     act = vmap(algo.mode)
     obs, _ = vec.reset(seed=seed)
-    carry = algo.carry(episodes).expand(lanes)
-    action = zero_actions(env.spec.action_space, lanes * episodes).reshape(*shape, *(env.spec.action_space.shape or ()))
+    carry = tree.map(lambda x: x.expand(lanes, *x.shape), algo.carry(episodes))
+    action = tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), zero_actions(env.spec.action_space, lanes * episodes))
     reward, first = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
-    returns, lengths, running = np.zeros(shape), np.zeros(shape), np.ones(shape, bool)
+    compose = spaces.composer(env.spec.action_space)
+    returns, lengths, taken, resets = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
+    finished: tuple[list[list[float]], list[list[float]]] = ([[] for _ in range(lanes)], [[] for _ in range(lanes)])
+    running = np.ones(shape, bool)
     device = tree.leaves(state)[0].device
     for _ in range(MAX_STEPS):
         seen = tree.map(lambda x: x.reshape(shape + x.shape[1:]), to_tensors(obs))
-        inputs = Inputs(obs=seen, prev_action=action, prev_reward=reward, first=first, batch_size=[lanes])
-        action, carry = act(state, inputs.to(device), carry)
-        action = action.cpu()
-        obs, rewards, terminated, truncated, _ = vec.step(env_actions(env.spec.action_space, action).flatten(0, 1).numpy())
-        returns += running * np.reshape(rewards, shape)
-        lengths += running
-        running &= ~np.reshape(terminated | truncated, shape)
-        reward, first = torch.as_tensor(np.reshape(rewards, shape), dtype=torch.float32), torch.zeros_like(first)
+        inputs = Inputs(obs=seen, prev_action=masked(first, action), prev_reward=reward, first=first)
+        leaves, structure = tree.flatten(inputs)
+        inputs = tree.unflatten(tree.batched(structure, 1), [x.to(device) for x in leaves])
+        action, carry = act(state, inputs, carry)
+        action = tree.map(lambda x: x.cpu(), action)
+        sent = [x.flatten(0, 1).numpy() for x in tree.leaves(env_actions(env.spec.action_space, action))]
+        obs, rewards, terminated, truncated, _ = vec.step(compose(sent))
+        counts = running & ~resets
+        returns += counts * np.reshape(rewards, shape)
+        lengths += counts
+        taken += counts
+        done = np.reshape(terminated | truncated, shape)
+        for lane, column in np.argwhere(done & counts):
+            finished[0][lane].append(returns[lane, column])
+            finished[1][lane].append(lengths[lane, column])
+        returns[done], lengths[done] = 0.0, 0.0
+        running &= ~done | (taken < steps / episodes)
+        first, resets = torch.from_numpy(resets), done
+        reward = torch.as_tensor(np.reshape(rewards, shape), dtype=torch.float32)
         if not running.any():
             break
     vec.close()
-    return returns, lengths
+    for lane, column in np.argwhere(running & (lengths > 0)):
+        finished[0][lane].append(returns[lane, column])
+        finished[1][lane].append(lengths[lane, column])
+    return Evaluation([np.array(x) for x in finished[0]], [np.array(x) for x in finished[1]])
 
 
-def record_video(algo: Algorithm, env_id: str, state: Any, path: str, seed: int) -> float:
-    """Play one episode with one state and write it as a video.
+def record_video(algo: Algorithm, env: Env | envs.HostEnv, state: Any, path: str, seed: int) -> float:
+    """Play one episode with one state and write it as a video: of what the environment renders, or else of what the policy sees.
 
     Args:
         state: the algorithm's, without a leading axis.
@@ -66,34 +99,72 @@ def record_video(algo: Algorithm, env_id: str, state: Any, path: str, seed: int)
     """
     try:
         from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
-
-        env = gym.make(env_id.removeprefix("gym:"), render_mode="rgb_array")
-        obs, _ = env.reset(seed=seed)
-        frames: list[Any] = [env.render()]
-    except (ImportError, gym.error.DependencyNotInstalled) as error:
-        raise ImportError(f'video: {error}; install what it needs with: pip install "purerl[video]"') from None
-    except Exception as error:  # each renderer has errors of its own for a machine without a display
-        raise OSError(f"video: {env_id} cannot be drawn ({error}); without a display, MuJoCo draws with MUJOCO_GL=egl") from None
-    carry = algo.carry(1)
-    action = zero_actions(env.action_space, 1)
+    except ImportError as error:
+        raise _no_video(error) from None
+    if isinstance(env, envs.HostEnv) and env.make is None:
+        stage: Any = _Screen(envs.to_vector(env.evaluation or env, 1))
+    else:
+        stage = _render(env.spec.id)
+    obs = stage.reset(seed=seed)[0]
+    frames: list[Any] = [stage.render()]
+    carry, space = algo.carry(1), algo.spec.action_space
+    action = zero_actions(space, 1)
     total, reward, first, done = 0.0, torch.zeros(1), torch.ones(1, dtype=torch.bool), False
     while not done and len(frames) < MAX_STEPS:
         seen = tree.map(lambda x: x[None], to_tensors(obs))
         action, carry = algo.mode(state, Inputs(obs=seen, prev_action=action, prev_reward=reward, first=first), carry)
-        sent = env_actions(env.action_space, action)[0].numpy()
-        obs, r, terminated, truncated, _ = env.step(sent.item() if sent.ndim == 0 else sent)
-        total, reward, first, done = (
-            total + float(r),
-            torch.tensor([float(r)]),
-            torch.zeros(1, dtype=torch.bool),
-            terminated or truncated,
-        )
-        frames.append(env.render())
-    fps = env.metadata.get("render_fps", 30)
-    env.close()
+        sent = [x[0].numpy() for x in tree.leaves(env_actions(space, action))]
+        obs, r, terminated, truncated, _ = stage.step(spaces.composer(space)([x.item() if x.ndim == 0 else x for x in sent]))
+        total, done = total + float(r), terminated or truncated
+        reward, first = torch.tensor([float(r)]), torch.zeros(1, dtype=torch.bool)
+        frames.append(stage.render())
+    fps = stage.metadata.get("render_fps", 30)
+    stage.close()
     clip = ImageSequenceClip(frames, fps=fps)
     if path.endswith(".gif"):
         clip.write_gif(path, logger=None)
     else:
         clip.write_videofile(path, logger=None)
     return total
+
+
+def _render(id: str) -> gym.Env:
+    """An environment that draws itself, after its first drawing."""
+    try:
+        env = gym.make(id, render_mode="rgb_array")
+        env.reset()
+        env.render()
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise _no_video(error) from None
+    except Exception as error:  # each renderer has errors of its own for a machine without a display
+        raise OSError(f"video: {id} cannot be drawn ({error}); without a display, MuJoCo draws with MUJOCO_GL=egl") from None
+    return env
+
+
+def _no_video(error: Exception) -> ImportError:
+    return ImportError(f'video: {error}; install what it needs with: pip install "purerl[video]"')
+
+
+class _Screen:
+    """A vector environment of one game as an environment that draws the newest of the frames `[C, H, W]` it shows."""
+
+    metadata = {"render_fps": 15}
+
+    def __init__(self, vec: gym.vector.VectorEnv) -> None:
+        self._vec = vec
+
+    def reset(self, seed: int) -> tuple[Any, dict]:
+        obs, info = self._vec.reset(seed=[seed])  # type: ignore[arg-type]
+        self._obs = obs[0]
+        return obs[0], info
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        obs, reward, terminated, truncated, info = self._vec.step(np.array([action]))
+        self._obs = obs[0]
+        return obs[0], reward[0], terminated[0], truncated[0], info
+
+    def render(self) -> np.ndarray:
+        return np.repeat(self._obs[-1].repeat(4, 0).repeat(4, 1)[..., None], 3, -1)
+
+    def close(self) -> None:
+        self._vec.close()

@@ -12,19 +12,20 @@ from tensorboardX.proto.summary_pb2 import Summary
 from purerl.checkpoint import write_atomically
 
 STEPS, TIME, RATE = "Diagnostics/CumSteps", "Diagnostics/CumTime (s)", "Diagnostics/StepsPerSecond"
+LOST = "Diagnostics/LostFragments"
 
 
 class CsvLog:
-    """`progress.csv` of one lane; every row is on its way to the disk when `write` returns.
+    """`progress.csv` of one lane, or another file like it; every row is on its way to the disk when `write` returns.
 
     Args:
         folder: of the lane.
         keep_steps: rows beyond this step count, left by a run that was killed after its last checkpoint, are dropped.
     """
 
-    def __init__(self, folder: Path, keep_steps: int = 0) -> None:
+    def __init__(self, folder: Path, keep_steps: int = 0, name: str = "progress.csv") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "progress.csv"
+        path = folder / name
         header, rows = read_rows(path) if path.exists() else ([], [])
         rows = [row for row in rows if int(row[STEPS]) <= keep_steps]
         text = io.StringIO()

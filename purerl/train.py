@@ -6,7 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,46 @@ from purerl import algos, checkpoint, envs, logs, random, samplers, tree
 from purerl import config as cfg
 from purerl.base import Algorithm, Env
 from purerl.episodes import Episodes, averages, init_episodes, record_episodes
+from purerl.evaluate import Evaluation, evaluate
 from purerl.rollout import fuse
 from purerl.transforms import compile, vmap
 
 REPORT_EVERY = 0.2  # seconds
+EVAL_SEED = 1_000_000  # of evaluation's environments, which training does not see
+LARGE = 200_000  # parameters from which an update is worth several threads
+
+
+@dataclasses.dataclass(frozen=True)
+class Collecting:
+    """How batches are collected from an environment of the outside world; a pure one is fused with the update."""
+
+    sampler: str = cfg.option(
+        "auto", "arrangement of processes; auto chooses by what a step costs", ("auto", "fused", *samplers.KINDS)
+    )
+    n_workers: int = cfg.count(0, "worker processes; 0 for as many as there are cores", low=0)
+    reset: str = cfg.option(
+        "mid", "whether an environment whose episode ended is reset at once or waits for the next batch", ("mid", "wait")
+    )
+    decorrelate: int = cfg.count(0, "each environment begins with up to so many random steps", low=0)
+    infos: tuple[str, ...] = cfg.setting((), "infos at the end of an episode to record")
+    timeout: float = cfg.number(60.0, "seconds after which an environment in a worker hangs")
+    restarts: int = cfg.count(3, "how often dead workers are replaced", low=0)
+
+    def __post_init__(self) -> None:
+        cfg.check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluating:
+    """Evaluation during training, in environments of its own, with the mode of the policy."""
+
+    eval_every: int = cfg.count(0, "environment steps of a lane between two evaluations; 0 for none", low=0)
+    eval_episodes: int = cfg.count(10, "environments, each of which plays one episode, or as many as --eval-steps asks for")
+    eval_steps: int = cfg.count(0, "steps to play in all, every environment to the end of its episode", low=0)
+    eval_background: bool = cfg.setting(False, "evaluate in a process of its own while training goes on")
+
+    def __post_init__(self) -> None:
+        cfg.check(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +71,8 @@ class Run:
         steps: environment steps of each lane.
         config: the algorithm's config fields; a list where a field is swept.
         device: where the algorithm lives.
+        env_options: for the environment's constructor.
+        collecting, evaluating: as their flags.
     """
 
     algo: str
@@ -43,6 +81,9 @@ class Run:
     steps: int
     config: dict[str, Any]
     device: str = "cpu"
+    env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    collecting: Collecting = Collecting()
+    evaluating: Evaluating = Evaluating()
 
 
 class HostState(TensorClass):
@@ -59,11 +100,13 @@ class Program(NamedTuple):
     Attributes:
         init: `init(keys [L, 2]) -> state`.
         step: `step(state, n) -> (state, info)`, `n` times one batch and one update in every lane, and the last update's info.
-        close: gives back threads and environments.
+        lost: batches that were lost with a worker so far.
+        close: gives back threads, processes and environments.
     """
 
     init: Callable[[Tensor], Any]
     step: Callable[[Any, int], tuple[Any, TensorDict]]
+    lost: Callable[[], int]
     close: Callable[[], None]
 
 
@@ -84,11 +127,24 @@ class Failure(NamedTuple):
     steps: int
 
 
-def plan(algo: str, env: str, seeds: int, steps: int, overrides: dict[str, Any], device: str = "cpu") -> Run:
+def plan(
+    algo: str,
+    env: str,
+    seeds: int,
+    steps: int,
+    overrides: dict[str, Any],
+    device: str = "cpu",
+    env_options: dict[str, Any] | None = None,
+    collecting: Collecting | None = None,
+    evaluating: Evaluating | None = None,
+) -> Run:
     """Check a run before any work is done.
 
     Args:
         overrides: config fields; a list of values sweeps the field.
+
+    Returns:
+        The run, with `auto` replaced by the sampler chosen ("fused" for a pure environment).
 
     Raises:
         ValueError, ImportError: naming the field, its value and what is allowed.
@@ -96,8 +152,8 @@ def plan(algo: str, env: str, seeds: int, steps: int, overrides: dict[str, Any],
     entry = algos.find(algo)
     if seeds < 1:
         raise ValueError(f"seeds = {seeds} is not at least 1")
-    spec = envs.make(env).spec
-    default = entry.default_config(spec)
+    made = envs.make(env, **(env_options or {}))
+    default = entry.default_config(made.spec)
     fields = {f.name for f in dataclasses.fields(default)}
     for name in overrides:
         if name not in fields:
@@ -108,16 +164,38 @@ def plan(algo: str, env: str, seeds: int, steps: int, overrides: dict[str, Any],
                 f"{name} = {value} cannot be swept: it shapes the program; only {', '.join(cfg.sweepable(default))} can"
             )
     config = {**dataclasses.asdict(default), "total_steps": steps, **overrides}
-    run = Run(algo, env, seeds, steps, config, device)
+    run = Run(algo, env, seeds, steps, config, device, env_options or {}, evaluating=evaluating or Evaluating())
     for variant in variants(run):
         batch = make_config(run, variant)
-        entry.make(spec, batch)
+        entry.make(made.spec, batch)
     n = batch.n_envs * batch.n_steps
     if steps < n:
         raise ValueError(f"steps = {steps} is less than one batch of n_envs * n_steps = {batch.n_envs} * {batch.n_steps} = {n}")
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device = {device!r} is not available; this machine has only 'cpu'")
-    return run
+    return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, batch.n_envs * len(lanes(run))))
+
+
+def choose(collecting: Collecting, env: Env | envs.HostEnv, n_envs: int) -> Collecting:
+    """Check the sampler, or choose one.
+
+    Raises:
+        ValueError: the environment cannot be collected from like that.
+    """
+    if isinstance(env, Env):
+        if collecting.sampler not in ("auto", "fused"):
+            raise ValueError(
+                f"sampler = {collecting.sampler!r} is for environments of the outside world, but {env.spec.id} is pure; "
+                f"gym:{env.spec.id} is Gymnasium's own"
+            )
+        return dataclasses.replace(collecting, sampler="fused")
+    if collecting.sampler == "auto":
+        collecting = dataclasses.replace(collecting, sampler=samplers.suggest(env, n_envs, collecting.n_workers))
+    if collecting.sampler == "native":
+        envs.vector_host(env)
+    if env.make is None and collecting.reset == "wait":
+        raise ValueError(f"reset = 'wait' needs environments that are stepped one by one, but {env.spec.id} is a VectorEnv")
+    return collecting
 
 
 def variants(run: Run) -> list[dict[str, float]]:
@@ -159,7 +237,7 @@ def guard(step: Callable, unpack: Callable) -> Callable:
 def make_program(run: Run, algo: Algorithm, env: Env | envs.HostEnv, start: int) -> Program:
     """The run's program, about to make update number `start`."""
     n_lanes = len(lanes(run))
-    return pure_program(algo, env, n_lanes) if isinstance(env, Env) else host_program(algo, env, start)
+    return pure_program(algo, env, n_lanes) if isinstance(env, Env) else host_program(algo, env, start, run.collecting)
 
 
 def pure_program(algo: Algorithm, env: Env, n_lanes: int) -> Program:
@@ -191,36 +269,40 @@ def pure_program(algo: Algorithm, env: Env, n_lanes: int) -> Program:
         done = [future.result() for future in futures]
         return tree.concatenate([tile for tile, _ in done]), tree.concatenate([info for _, info in done])
 
-    return Program(vmap(init), step_all, pool.shutdown)
+    return Program(vmap(init), step_all, lambda: 0, pool.shutdown)
 
 
-def host_program(algo: Algorithm, env: envs.HostEnv, start: int) -> Program:
+def host_program(algo: Algorithm, env: envs.HostEnv, start: int, collecting: Collecting) -> Program:
     """Collect from outside, then update."""
 
     def init(key: Tensor) -> HostState:
         key, algo_key = random.split(key)
-        episodes = init_episodes(algo.config.n_envs, algo.config.gamma, device=key.device)
+        episodes = init_episodes(algo.config.n_envs, algo.config.gamma, collecting.infos, key.device)
         return HostState(algo=algo.init(algo_key), episodes=episodes, key=key)
 
     def learn(state: HostState, batch: Any) -> tuple[HostState, TensorDict]:
         algo_state, info = algo.update(state.algo, batch)
         return HostState(algo=algo_state, episodes=record_episodes(state.episodes, batch), key=state.key), info
 
-    _, unpack = tree.pack(init(random.key(0)))
-    compiled = compile(vmap(guard(learn, unpack)))
-    pool = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(1))
+    example = init(random.key(0))
+    _, unpack = tree.pack(example)
+    n_params = sum(x.numel() for x in tree.leaves(example.algo.params))
+    threads = torch.get_num_threads() if n_params > LARGE else 1
+    compiled = compile(vmap(guard(learn, unpack)), threads)
+    pool = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
     feed: samplers.Feed | None = None
 
     def step(state: HostState, n: int) -> tuple[HostState, TensorDict]:
         nonlocal feed
         if feed is None:
             keys = torch.vmap(lambda key: random.fold_in(key, start))(state.key)
-            feed = samplers.serial(env, algo, keys)
-        for _ in range(n):
+            feed = samplers.make(env, algo, keys, **dataclasses.asdict(collecting))
             feed.publish(state.algo)
+        for _ in range(n):
             packed, unpack = tree.pack(state, axes=1)
             packed, info = compiled(packed, next(feed))
             state = unpack(packed)
+            feed.publish(state.algo)
         return tree.own(state), info
 
     def close() -> None:
@@ -228,7 +310,7 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int) -> Program:
             feed.close()
         pool.shutdown()
 
-    return Program(vmap(init), lambda state, n: pool.submit(step, state, n).result(), close)
+    return Program(vmap(init), lambda state, n: pool.submit(step, state, n).result(), lambda: feed.lost if feed else 0, close)
 
 
 def initial_state(run: Run, program: Program) -> Any:
@@ -239,6 +321,8 @@ def initial_state(run: Run, program: Program) -> Any:
         name: torch.tensor([float(variant[name]) for variant, _ in lanes(run)], device=run.device) for name in variants(run)[0]
     }
     state.algo.hyper = TensorDict({**state.algo.hyper, **hyper}, batch_size=[len(key)])
+    if "gamma" in hyper:
+        state.episodes.gamma = hyper["gamma"]
     return state
 
 
@@ -269,14 +353,17 @@ def load_run(out: Path) -> Run:
         ValueError: the folder holds no run.
     """
     try:
-        return Run(**json.loads((out / "config.json").read_text()))
-    except (OSError, json.JSONDecodeError, TypeError) as error:
+        found = json.loads((out / "config.json").read_text())
+        collecting, evaluating = found.pop("collecting"), found.pop("evaluating")
+        collecting["infos"] = tuple(collecting["infos"])
+        return Run(**found, collecting=Collecting(**collecting), evaluating=Evaluating(**evaluating))
+    except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
         raise ValueError(f"{out}: holds no run ({error})") from None
 
 
 def build(run: Run) -> tuple[Algorithm, Env | envs.HostEnv]:
     """The run's algorithm and environment."""
-    env = envs.make(run.env)
+    env = envs.make(run.env, **run.env_options)
     return algos.find(run.algo).make(env.spec, make_config(run, variants(run)[0])), env
 
 
@@ -313,6 +400,7 @@ def train(
 
     Raises:
         CheckpointError: resuming, and none of the checkpoints is whole.
+        WorkerError, EnvError: collecting failed; the state before is in the checkpoint.
     """
     algo, env = build(run)
     folder = out / "checkpoints"
@@ -327,6 +415,7 @@ def train(
     n_updates, n_lanes = run.steps // batch, len(lanes(run))
     row_every = max(1, n_updates // 100)
     sinks = Sinks(out, run, start_update * batch)
+    evaluator = Evaluator(run, out, start_update * batch)
     failed: dict[str, Failure] = {}
     start = last_report = last_save = time.monotonic()
     start_at, seconds_each, first = start - seconds, REPORT_EVERY, start_update + 1
@@ -338,7 +427,7 @@ def train(
     try:
         while update < n_updates:
             # Up to the next row, but no longer than between two reports; the first update alone, because it compiles.
-            to_row = min(row_every - update % row_every, n_updates - update)
+            to_row = min(row_every - update % row_every, n_updates - update, evaluator.due(update * batch, batch))
             n = max(1, min(to_row, int(REPORT_EVERY / seconds_each))) if update > start_update else 1
             state, info = program.step(state, n)
             update += n
@@ -355,7 +444,8 @@ def train(
                 for lane, steps in zip(sinks.names, state.algo.steps.tolist(), strict=True):
                     if steps != update * batch and lane not in failed:
                         failed[lane] = Failure(lane, steps)
-                sinks.write(state, info, update * batch, now - start_at, rate / n_lanes, failed)
+                sinks.write(state, info, update * batch, now - start_at, rate / n_lanes, failed, program.lost())
+            evaluator.look(state, update * batch, last=update == n_updates)
             if now - last_report > REPORT_EVERY or update == n_updates:
                 left = (n_updates - update) * seconds_each if rate else float("nan")
                 report(Progress(update * batch, n_updates * batch, rate, float(sinks.mean_return), left))
@@ -364,10 +454,11 @@ def train(
                 save(update)
                 last_save = now
         save(update)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, samplers.WorkerError, samplers.EnvError):
         save(update)
         raise
     finally:
+        evaluator.close()
         sinks.close()
         program.close()
     return list(failed.values())
@@ -384,7 +475,9 @@ class Sinks:
         self._tb = {group: logs.TensorBoardLog(out / "tb" / group, keep_steps + 1) for group in self._members}
         self.mean_return = np.nan
 
-    def write(self, state: Any, info: TensorDict, steps: int, seconds: float, rate: float, failed: dict[str, Failure]) -> None:
+    def write(
+        self, state: Any, info: TensorDict, steps: int, seconds: float, rate: float, failed: dict[str, Failure], lost: int
+    ) -> None:
         columns = {
             **{f"{name}Average": x for name, x in averages(state.episodes).items()},
             "Diagnostics/Episodes": state.episodes.count,
@@ -392,7 +485,7 @@ class Sinks:
         }
         figures = {str(name): x.cpu().numpy().astype(np.float64) for name, x in columns.items()}
         going = [name not in failed for name in self.names]
-        clock = {logs.STEPS: steps, logs.TIME: round(seconds, 3), logs.RATE: round(rate, 1)}
+        clock = {logs.STEPS: steps, logs.TIME: round(seconds, 3), logs.RATE: round(rate, 1), logs.LOST: lost}
         for i, lane in enumerate(self._csv):
             if going[i]:
                 lane.write({**clock, **{name: x[i] for name, x in figures.items()}})
@@ -408,3 +501,79 @@ class Sinks:
             lane.close()
         for sink in self._tb.values():
             sink.close()
+
+
+class Evaluator:
+    """Evaluations of a run while it trains, in `evaluation.csv` of each lane and in TensorBoard.
+
+    Args:
+        keep_steps: rows beyond this step count are dropped, as in `progress.csv`.
+    """
+
+    def __init__(self, run: Run, out: Path, keep_steps: int) -> None:
+        self._run, self._every, self._background = run, run.evaluating.eval_every, run.evaluating.eval_background
+        self._next = keep_steps + self._every - keep_steps % self._every if self._every else 0
+        self._pool: ProcessPoolExecutor | None = None
+        self._pending: tuple[int, Future[Evaluation]] | None = None
+        self._sinks: list[tuple[logs.CsvLog, logs.TensorBoardLog]] = []
+        for variant, seed in lanes(run) if self._every else ():
+            name = lane_name(variant, seed)
+            tensorboard = logs.TensorBoardLog(out / "tb" / "evaluation" / name, keep_steps + 1)
+            self._sinks.append((logs.CsvLog(out / name, keep_steps, "evaluation.csv"), tensorboard))
+
+    def due(self, steps: int, batch: int) -> int:
+        """Updates until the next evaluation."""
+        return -(-(self._next - steps) // batch) if self._every else 1 << 62
+
+    def look(self, state: Any, steps: int, last: bool) -> None:
+        """Evaluate this state if it is time to, and write down what has been found."""
+        if not self._every:
+            return
+        if steps >= self._next or last:
+            self._collect()  # one at a time: training waits for an evaluation that is slower than itself
+            self._next += -(-(steps + 1 - self._next) // self._every) * self._every
+            self._pending = steps, self._evaluate(state)
+        if self._pending and (last or not self._background or self._pending[1].done()):
+            self._collect()
+
+    def _evaluate(self, state: Any) -> "Future[Evaluation]":
+        if not self._background:
+            found: Future[Evaluation] = Future()
+            found.set_result(evaluate_run(self._run, state.algo))
+            return found
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, samplers.context(), initializer=samplers.settle_in)
+        leaves, structure = tree.flatten(state.algo)
+        return self._pool.submit(_evaluate_elsewhere, self._run, structure, [x.cpu().numpy() for x in leaves])
+
+    def _collect(self) -> None:
+        if self._pending is None:
+            return
+        (steps, found), self._pending = self._pending, None
+        for (lane, tensorboard), returns, lengths in zip(self._sinks, *found.result(), strict=True):
+            row = {
+                logs.STEPS: steps,
+                "Evaluation/ReturnAverage": returns.mean(),
+                "Evaluation/ReturnStd": returns.std(),
+                "Evaluation/LengthAverage": lengths.mean(),
+                "Evaluation/Episodes": len(returns),
+            }
+            lane.write(row)
+            tensorboard.write(row)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        for lane, tensorboard in self._sinks:
+            lane.close()
+            tensorboard.close()
+
+
+def evaluate_run(run: Run, state: Any) -> Evaluation:
+    """Evaluate the algorithm states `[L]` of a run, as its settings say."""
+    algo, env = build(run)
+    return evaluate(algo, env, state, run.evaluating.eval_episodes, EVAL_SEED, run.evaluating.eval_steps)
+
+
+def _evaluate_elsewhere(run: Run, structure: Any, leaves: list[np.ndarray]) -> Evaluation:
+    return evaluate_run(run, tree.unflatten(structure, [torch.from_numpy(x) for x in leaves]))

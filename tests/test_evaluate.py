@@ -13,6 +13,7 @@ class NoDisplay(CartPoleEnv):
 
 def test_video_where_nothing_can_be_drawn(tmp_path):
     gym.register("NoDisplay-v0", NoDisplay)
-    algo = make_ppo(envs.make("NoDisplay-v0").spec)
+    env = envs.make("NoDisplay-v0")
+    algo = make_ppo(env.spec)
     with pytest.raises(OSError, match=r"video: NoDisplay-v0 cannot be drawn \(no display found\)"):
-        record_video(algo, "NoDisplay-v0", algo.init(random.key(0)), str(tmp_path / "v.gif"), 0)
+        record_video(algo, env, algo.init(random.key(0)), str(tmp_path / "v.gif"), 0)

@@ -110,11 +110,11 @@ def test_evaluate_plays_whole_episodes():
         env = envs.make(id)
         algo = make_a2c(env.spec, A2CConfig(hidden=(8,)))
         states = vmap(algo.init)(random.split(random.key(0), 2))
-        returns, lengths = evaluate(algo, env, states, 3, seed=0)
+        returns, lengths = (np.stack(x) for x in evaluate(algo, env, states, 3, seed=0))
         assert returns.shape == (2, 3)
         np.testing.assert_array_equal(returns, lengths)
         assert (lengths >= 8).all()
-        np.testing.assert_array_equal(returns, evaluate(algo, env, states, 3, seed=0)[0])
+        np.testing.assert_array_equal(returns, np.stack(evaluate(algo, env, states, 3, seed=0).returns))
 
 
 def test_plan_gives_each_variant_its_lanes():

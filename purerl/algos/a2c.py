@@ -42,6 +42,7 @@ class A2CConfig:
     hidden: tuple[int, ...] = cfg.setting((64, 64), "widths of the hidden layers")
     activation: str = cfg.option("tanh", "of the hidden layers", tuple(nets.ACTIVATIONS))
     shared_torso: bool = cfg.setting(False, "one torso for policy and value")
+    precision: str = cfg.option("float32", "of the convolutions in updates", tuple(ac.PRECISIONS))
     init: str = cfg.option("orthogonal", "initialisation of the weights", tuple(nets.SCHEMES))
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | No
         return optim.chain(optim.clip_by_global_norm(hyper["max_grad_norm"]), direction, optim.scale(-lr))
 
     def loss(params: TensorDict, samples: TensorDict, hyper: TensorDict) -> tuple[Tensor, TensorDict]:
-        dist_params, value = nets.apply(policy.net, params, samples["obs"])
+        dist_params, value = nets.apply(policy.learning_net, params, samples["obs"])
         mean = partial(masked_mean, mask=samples["valid"])
         advantage = ac.advantages(config, samples)
         log_prob = policy.dist.log_prob(dist_params, samples["action"])

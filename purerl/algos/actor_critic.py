@@ -17,6 +17,9 @@ from purerl.normalize import Moments, RewardScale, init_moments, init_reward_sca
 from purerl.optim import Optimizer, apply_updates
 
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
 class ActorCriticState(TensorClass):
     """Everything that changes.
 
@@ -43,12 +46,14 @@ class Policy(NamedTuple):
     """A network and the distribution its first output parametrises.
 
     Attributes:
-        net: `forward(obs [N, ...]) -> (params [N, P], value [N])`.
+        net: `forward(obs [N, ...]) -> (params [N, P], value [N])`, to act with.
+        learning_net: the same, of the same parameters, to learn with.
         dist: over actions.
         see: `see(state, obs) -> obs`, the observation as the network gets it.
     """
 
     net: nn.Module
+    learning_net: nn.Module
     dist: Distribution
     see: Callable[[ActorCriticState, Any], Any]
 
@@ -61,12 +66,15 @@ def make_policy(spec: EnvSpec, config: Any, net: nn.Module | None) -> Policy:
     """
     dist = distributions.for_space(spec.action_space)
     if net is None:
+        settings = spec.observation_space, spec.action_space, config.hidden, config.activation, config.shared_torso
         with torch.device("meta"):
-            net = nets.ActorCritic(spec.observation_space, spec.action_space, config.hidden, config.activation, config.shared_torso)
+            net, learning_net = (nets.ActorCritic(*settings, dtype) for dtype in (torch.float32, PRECISIONS[config.precision]))
+    else:
+        learning_net = net
     if config.normalize_obs and not nets.is_vector(spec.observation_space):
         raise ValueError(f"normalize_obs = True needs a Box of floats as observation space, not {spec.observation_space}")
     see = (lambda state, obs: standardize(state.obs_moments, obs)) if config.normalize_obs else (lambda state, obs: obs)
-    return Policy(net, dist, see)
+    return Policy(net, learning_net, dist, see)
 
 
 def init(policy: Policy, spec: EnvSpec, config: Any, optimizer: Callable[[TensorDict], Optimizer], key: Tensor) -> ActorCriticState:
@@ -111,7 +119,7 @@ def estimate(policy: Policy, config: Any, state: ActorCriticState, batch: Batch)
             f"batch: {n_envs} environments, but n_envs = {config.n_envs} in the config, which normalize_reward follows"
         )
     all_obs = policy.see(state, tree.map(lambda x, last: torch.cat([x, last[None]]), batch.inputs.obs, batch.last.obs))
-    _, values = nets.apply(policy.net, state.params, tree.map(lambda x: x.flatten(0, 1), all_obs))
+    _, values = nets.apply(policy.learning_net, state.params, tree.map(lambda x: x.flatten(0, 1), all_obs))
     values = values.reshape(n_steps + 1, n_envs)
 
     rewards, reward_scale = batch.reward, state.reward_scale

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from purerl import distributions
 from purerl.spaces import children
@@ -84,39 +85,39 @@ def mlp(n_in: int, hidden: Sequence[int], activation: str = "tanh") -> nn.Sequen
 
 
 class NatureCNN(nn.Module):
-    """The convolutional torso of Mnih et al. 2015: `[N, C, H, W]` uint8 (scaled to [0, 1]) -> `[N, 512]`.
+    """The convolutional torso of Mnih et al. 2015: `[N, C, H, W]` uint8 (scaled to [0, 1]) -> `[N, 512]` float32.
+
+    Args:
+        shape: `(C, H, W)`.
+        width: of the output.
+        dtype: in which it computes; parameters and output are float32 all the same.
 
     Raises:
         ValueError: the image is smaller than 36 x 36, which the three convolutions need.
     """
 
-    def __init__(self, shape: tuple[int, int, int], width: int = 512) -> None:
+    def __init__(self, shape: tuple[int, int, int], width: int = 512, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         channels, height, wide = shape
         if min(height, wide) < 36:
             raise ValueError(f"observation: an image of {height} x {wide} is too small for NatureCNN, which needs 36 x 36")
         out = [((((n - 8) // 4 + 1) - 4) // 2 + 1) - 2 for n in (height, wide)]
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, 32, 8, 4),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 4, 2),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 3, 1),
-            nn.ReLU(),
-            nn.Flatten(),
-            linear(64 * out[0] * out[1], width),
-            nn.ReLU(),
-        )
-        self.width = width
+        self.convolutions = nn.ModuleList([nn.Conv2d(channels, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)])
+        self.linear = linear(64 * out[0] * out[1], width)
+        self.width, self.dtype = width, dtype
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.layers(obs.float() / 255.0)
+        x = obs.to(self.dtype) / 255.0
+        for layer in self.convolutions:
+            x = torch.relu(conv2d(x, layer.weight.to(self.dtype), layer.bias.to(self.dtype), layer.stride))
+        hidden = nn.functional.linear(x.flatten(1), self.linear.weight.to(self.dtype), self.linear.bias.to(self.dtype))
+        return torch.relu(hidden).float()
 
 
-def torso(space: gym.Space, hidden: Sequence[int], activation: str) -> tuple[nn.Module, int]:
+def torso(space: gym.Space, hidden: Sequence[int], activation: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, int]:
     """The torso for an observation space and its width: NatureCNN for `[C, H, W]` uint8 images, else an MLP on the flat vector."""
     if is_image(space):
-        cnn = NatureCNN(space.shape)  # type: ignore[arg-type]
+        cnn = NatureCNN(space.shape, dtype=dtype)  # type: ignore[arg-type]
         return cnn, cnn.width
     flatten = Flatten(space)
     return nn.Sequential(flatten, mlp(flatten.width, hidden, activation)), (hidden[-1] if hidden else flatten.width)
@@ -164,12 +165,21 @@ class ActorCritic(nn.Module):
         obs_space, action_space: choose the torso and the policy head.
         hidden, activation: of the MLP torsos.
         shared: one torso for both heads.
+        dtype: in which convolutions compute.
     """
 
-    def __init__(self, obs_space: gym.Space, action_space: gym.Space, hidden: Sequence[int], activation: str, shared: bool) -> None:
+    def __init__(
+        self,
+        obs_space: gym.Space,
+        action_space: gym.Space,
+        hidden: Sequence[int],
+        activation: str,
+        shared: bool,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.actor_torso, width = torso(obs_space, hidden, activation)
-        self.critic_torso = None if shared else torso(obs_space, hidden, activation)[0]
+        self.actor_torso, width = torso(obs_space, hidden, activation, dtype)
+        self.critic_torso = None if shared else torso(obs_space, hidden, activation, dtype)[0]
         self.actor = policy_head(width, action_space)
         self.critic = linear(width, 1, 1.0)
 

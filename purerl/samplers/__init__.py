@@ -1,7 +1,22 @@
 """Samplers: where batches come from when the environment is not pure; one interface, and an arrangement of processes each."""
 
-from purerl.samplers.feeds import Feed, alternating, central, native, parallel, serial
+from purerl.samplers.feeds import KINDS, Feed, alternating, buffered, central, make, native, parallel, serial, suggest
 from purerl.samplers.stepping import EnvError
-from purerl.samplers.workers import WorkerError
+from purerl.samplers.workers import WorkerError, context, settle_in
 
-__all__ = ["EnvError", "Feed", "WorkerError", "alternating", "central", "native", "parallel", "serial"]
+__all__ = [
+    "KINDS",
+    "EnvError",
+    "Feed",
+    "WorkerError",
+    "alternating",
+    "buffered",
+    "central",
+    "context",
+    "make",
+    "native",
+    "parallel",
+    "serial",
+    "settle_in",
+    "suggest",
+]

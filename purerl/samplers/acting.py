@@ -82,5 +82,3 @@ def _nested(rows: Rows, names: tuple[str, ...], leaves: list[Tensor]) -> list[An
 def _room(like: Tensor) -> Tensor:
     """Memory of the same shape and strides."""
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
-
-

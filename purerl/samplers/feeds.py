@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from purerl.samplers.workers import Job, Workers, WorkerError
 from purerl.spaces import check_spaces
 from purerl.transforms import specialize, vmap
 
+WORTH_WORKERS = 150e-6  # seconds of a step of all environments
 EnvLike = str | envs.HostEnv | Callable[[], gym.Env]
 
 
@@ -106,6 +108,16 @@ def take_turns(a: Group, b: Group, n_steps: int) -> None:
     b.receive()
 
 
+def in_one_thread(schedule: Callable[..., None], *args: Any) -> None:
+    """A schedule that acts in this process: the bits of a matrix product can depend on how many threads share it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        schedule(*args)
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Setup(NamedTuple):
     """What every arrangement begins with."""
 
@@ -165,6 +177,7 @@ class FragmentFeed:
         params: the packed parameters that acting reads.
         close: closes everything.
         revive: brings dead workers back, or raises.
+        interrupt: makes a fragment under way in another thread fail soon.
     """
 
     def __init__(
@@ -176,8 +189,10 @@ class FragmentFeed:
         params: list[Tensor],
         close: Callable[[], None],
         revive: Callable[[WorkerError], None],
+        interrupt: Callable[[], None] = lambda: None,
     ) -> None:
         self.lost = 0
+        self.interrupt = interrupt
         self._setup, self._rows, self._collect, self._reset, self._revive = setup, rows, collect, reset, revive
         self._finalizer = weakref.finalize(self, close)
         self._places = param_places(setup.plan, params)
@@ -194,10 +209,17 @@ class FragmentFeed:
         self._draw, _ = specialize(draw, setup.keys, torch.zeros((), dtype=torch.int64))
 
     def publish(self, state: Any) -> None:
+        self.install(self.used(state))
+
+    def used(self, state: Any) -> list[Tensor]:
+        """The state's leaves that acting depends on."""
         leaves = tree.leaves(state)
         if len(leaves) != len(self._setup.plan.used):
             raise ValueError(f"state: {len(leaves)} tensors where the policy's init gives {len(self._setup.plan.used)}")
-        used = [x for x, is_used in zip(leaves, self._setup.plan.used, strict=True) if is_used]
+        return [x for x, is_used in zip(leaves, self._setup.plan.used, strict=True) if is_used]
+
+    def install(self, used: Sequence[Tensor]) -> None:
+        """Act with these leaves from the next fragment on."""
         with torch.no_grad():
             for place, x in zip(self._places, used, strict=True):
                 place.copy_(x[None] if self._setup.single else x)
@@ -241,7 +263,9 @@ class FragmentFeed:
 
     def _seed(self) -> None:
         """Every environment has a seed of its own, whatever the number of the others; another one after a restart."""
-        keys = torch.vmap(lambda key: random.fold_in(random.fold_in(key, 0), self.lost) if self.lost else random.fold_in(key, 0))(self._setup.keys)
+        keys = torch.vmap(lambda key: random.fold_in(random.fold_in(key, 0), self.lost) if self.lost else random.fold_in(key, 0))(
+            self._setup.keys
+        )
         n_envs = self._setup.plan.n_envs
         seeds = torch.vmap(lambda key: random.randint(key, (n_envs,), 0, 1 << 31))(keys)
         self._rows.torch["seeds"][0][0, :, :n_envs] = seeds.cpu()
@@ -314,7 +338,7 @@ def _in_process(setup: Setup, make: Callable[..., Stepper]) -> FragmentFeed:
     try:
         act, params = _actor(setup, rows, columns)
         group = Group(act, stepper.step, lambda: None)
-        collect = partial(together, group, setup.plan.n_steps)
+        collect = partial(in_one_thread, together, group, setup.plan.n_steps)
         return FragmentFeed(setup, rows, collect, stepper.reset, params, stepper.close, _no_workers)
     except BaseException:
         stepper.close()
@@ -390,7 +414,7 @@ def central(
     with crew.closed_on_error():
         act, params = _actor(setup, crew.rows, range(setup.plan.n_envs))
         group = crew.group(act, range(limits.n_workers))
-        return crew.feed(partial(together, group, setup.plan.n_steps), params)
+        return crew.feed(partial(in_one_thread, together, group, setup.plan.n_steps), params)
 
 
 def alternating(
@@ -423,7 +447,138 @@ def alternating(
         acts, params = _actor(setup, crew.rows, *halves)
         a, b = (crew.group(act, range(i * per_half, (i + 1) * per_half)) for i, act in enumerate(acts))
         schedule = alternate if overlap else take_turns
-        return crew.feed(partial(schedule, a, b, setup.plan.n_steps), params)
+        return crew.feed(partial(in_one_thread, schedule, a, b, setup.plan.n_steps), params)
+
+
+class BufferedFeed:
+    """A feed that collects the next fragment, in a thread, while its caller learns from the last one."""
+
+    def __init__(self, inner: FragmentFeed) -> None:
+        self._inner = inner
+        self._pool = ThreadPoolExecutor(1, "purerl buffered")
+        self._finalizer = weakref.finalize(self, _close_buffered, inner, self._pool)
+        self._next: Future[Batch] | None = None
+        self._used: list[Tensor] | None = None
+
+    @property
+    def lost(self) -> int:
+        return self._inner.lost
+
+    def publish(self, state: Any) -> None:
+        self._used = [
+            x.detach().clone() for x in self._inner.used(state)
+        ]  # whoever updates parameters in place may do so meanwhile
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._finalizer.alive:
+            raise RuntimeError("feed: it is closed")
+        if self._used is None:
+            raise RuntimeError("feed: publish(state) before the first batch")
+        try:
+            batch = (self._next or self._collect(self._used)).result()
+            self._next = self._collect(self._used)
+        except BaseException:
+            self.close()
+            raise
+        return batch
+
+    def _collect(self, used: list[Tensor]) -> "Future[Batch]":
+        self._inner.install(used)
+        return self._pool.submit(self._inner.__next__)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._finalizer()
+
+
+def _close_buffered(inner: FragmentFeed, pool: ThreadPoolExecutor) -> None:
+    inner.interrupt()
+    pool.shutdown()
+    inner.close()
+
+
+def buffered(
+    env: EnvLike,
+    policy: Algorithm | Policy,
+    key: Tensor,
+    n_envs: int | None = None,
+    n_steps: int | None = None,
+    *,
+    of: Callable[..., FragmentFeed] = parallel,
+    **options: Any,
+) -> BufferedFeed:
+    """Collect the next batch while the current one is learnt from: each batch but the first is acted with the state before the last one
+    published, a staleness of exactly one update.
+
+    Args:
+        env, policy, key, n_envs, n_steps, options: as `of`.
+        of: the arrangement behind it; `serial` for a thread of this process, with no workers.
+    """
+    return BufferedFeed(of(env, policy, key, n_envs, n_steps, **options))
+
+
+KINDS: dict[str, Callable[..., Feed]] = {
+    "serial": serial,
+    "parallel": parallel,
+    "central": central,
+    "alternating": alternating,
+    "native": native,
+    "buffered": buffered,
+}
+
+
+def make(
+    env: EnvLike,
+    policy: Algorithm | Policy,
+    key: Tensor,
+    sampler: str,
+    n_workers: int = 0,
+    timeout: float = 60.0,
+    restarts: int = 3,
+    **options: Any,
+) -> Feed:
+    """The feed of a sampler's name, for batches of the algorithm's config.
+
+    Args:
+        n_workers: 0 for as many as there are cores; it, `timeout` and `restarts` are for samplers with workers.
+        options: as `serial`.
+    """
+    if sampler in ("serial", "native"):
+        return KINDS[sampler](env, policy, key, **options)
+    return KINDS[sampler](env, policy, key, n_workers=n_workers or None, timeout=timeout, restarts=restarts, **options)
+
+
+def suggest(env: envs.HostEnv, n_envs: int, n_workers: int = 0) -> str:
+    """The sampler that suits an environment on this machine; all of them give the same batches.
+
+    Its own threads where it has them, workers where a step of all environments takes longer than to tell them, else this process.
+    """
+    if env.make is None:
+        return "native"
+    if n_workers > 1:
+        return "parallel"
+    if cores() == 1 or n_envs == 1:
+        return "serial"
+    one, n = env.make(), 0
+    one.reset(seed=0)
+    one.action_space.seed(0)
+    start = time.perf_counter()
+    while n < 50 and time.perf_counter() - start < 0.2:
+        n += 1
+        _, _, terminated, truncated, _ = one.step(one.action_space.sample())
+        if terminated or truncated:
+            one.reset()
+    each = (time.perf_counter() - start) / n
+    one.close()
+    return "parallel" if each * n_envs > WORTH_WORKERS else "serial"
 
 
 class Limits(NamedTuple):
@@ -477,7 +632,9 @@ class Crew:
             Job(partial(_make_handler, setup.host, setup.policy if acts else None, setup.plan, part, setup.options, i), block)
             for i, part in enumerate(parts)
         ]
-        names = [f"environments {part.start} to {part.stop - 1}" if len(part) > 1 else f"environment {part.start}" for part in parts]
+        names = [
+            f"environments {part.start} to {part.stop - 1}" if len(part) > 1 else f"environment {part.start}" for part in parts
+        ]
 
         def hung(i: int, mark: int) -> str:
             return names[i] if mark < 0 else name(self.rows, parts[i], mark % (setup.plan.n_seeds * len(parts[i])))
@@ -516,10 +673,12 @@ class Crew:
             self.wait(everyone)
 
         with self.closed_on_error():
-            return FragmentFeed(self.setup, self.rows, collect, reset, params, self.workers.close, self.revive)
+            return FragmentFeed(self.setup, self.rows, collect, reset, params, self.workers.close, self.revive, self.workers.kill)
 
     def revive(self, error: WorkerError) -> None:
         """Replace the workers that died or hang; all other environments begin anew as well."""
+        if self.workers.killed:
+            raise error
         if self._restarts_left == 0:
             raise WorkerError(f"{error}; restarts = {self._restarts} allows no more") from None
         self._restarts_left -= 1

@@ -91,15 +91,13 @@ def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_
     shapes["params"] = [(tuple(x.shape), x.dtype) for x in packed.values()]
     structures = {
         "obs": tree.structure(seen.obs),
-        "action": tree.batched(tree.structure(action), -1),
+        "action": tree.structure(seen.prev_action),
         "noise": tree.structure(noise),
         "carry": tree.structure(policy.carry(tile)),
         "extras": tree.batched(tree.structure(extras), -1),
     }
     leaf_shapes = [(x.shape[1:], x.dtype) for x in state]
-    return Plan(
-        n_steps, n_seeds, n_envs, tile, shapes, structures, tree.structure(example), list(used), leaf_shapes, infos
-    )
+    return Plan(n_steps, n_seeds, n_envs, tile, shapes, structures, tree.structure(example), list(used), leaf_shapes, infos)
 
 
 def blank_inputs(policy: Algorithm | Policy, n: int) -> Inputs:
@@ -115,7 +113,9 @@ def blank_inputs(policy: Algorithm | Policy, n: int) -> Inputs:
 def act_packed(policy: Algorithm | Policy, plan: Plan) -> Callable[..., tuple]:
     """One seed's `act` from memory to memory: of the packed parameters and the leaves of `obs`, `action`, `reward`, `first`, `carry`
     and `noise` of a step, to those of `sent`, `action`, `carry` and `extras`."""
-    blank = [torch.zeros(shape, dtype=dtype) for (shape, dtype), is_used in zip(plan.leaf_shapes, plan.used, strict=True) if is_used]
+    blank = [
+        torch.zeros(shape, dtype=dtype) for (shape, dtype), is_used in zip(plan.leaf_shapes, plan.used, strict=True) if is_used
+    ]
     _, unpack = tree.pack(blank)
     dtypes = [dtype for _, dtype in plan.shapes["params"]]
 
@@ -181,34 +181,24 @@ class Rows:
         """A copy as the batch `[S, T, B]`, or `[T, B]` of the single seed, on a device."""
         n_envs, n_steps = self.plan.n_envs, self.plan.n_steps
 
-        def take(x: Tensor, rows: slice | int) -> Tensor:
-            part = x[rows, :, :n_envs]  # [T, S, B, ...] or [S, B, ...]
-            part = part[..., 0, :, :] if False else part
-            if isinstance(rows, int):
-                part = part[0] if single else part
-            else:
-                part = part[:, 0] if single else part.transpose(0, 1)
-            owned = part.clone(memory_format=torch.contiguous_format)
+        def take(x: Tensor, rows: slice) -> Tensor:
+            part = x[rows, :, :n_envs].transpose(0, 1)  # [S, T, B, ...]
+            owned = (part[0] if single else part).clone(memory_format=torch.contiguous_format)
             return owned if device.type == "cpu" else owned.pin_memory().to(device, non_blocking=True)
 
-        def leaf(name: str, rows: slice | int = slice(None)) -> Tensor:
+        def leaf(name: str, rows: slice = slice(None)) -> Tensor:
             return take(self.torch[name][0], rows)
 
-        lanes = 0 if single else 1
+        def nested(name: str, rows: slice = slice(None)) -> Any:
+            return tree.unflatten(self.plan.structures[name], [take(x, rows) for x in self.torch[name]])
 
-        def nested(name: str, rows: slice | int = slice(None)) -> Any:
-            more = lanes if isinstance(rows, int) else lanes + 1
-            structure = tree.batched(self.plan.structures[name], more)
-            return tree.unflatten(structure, [take(x, rows) for x in self.torch[name]])
-
-        def inputs(rows: slice | int) -> Inputs:
+        def inputs(rows: slice) -> Inputs:
             first = leaf("first", rows)
-            return Inputs(
-                obs=nested("obs", rows),
-                prev_action=masked(first, nested("action", rows)),
-                prev_reward=leaf("reward", rows),
-                first=first,
-            )
+            prev_action = masked(first, nested("action", rows))
+            return Inputs(obs=nested("obs", rows), prev_action=prev_action, prev_reward=leaf("reward", rows), first=first)
+
+        def moment(at_one: Any) -> Any:
+            return tree.map(lambda x: x.squeeze(0 if single else 1), at_one)
 
         raw, reward = leaf("raw_reward"), leaf("reward", slice(1, None))
         episode = {
@@ -217,7 +207,7 @@ class Rows:
             "over": leaf("over"),
             **{name: take(x, slice(None)) for name, x in zip(self.plan.infos, self.torch["infos"], strict=True)},
         }
-        return Batch(
+        batch = Batch(
             inputs=inputs(slice(0, n_steps)),
             action=nested("action", slice(1, None)),
             reward=reward,
@@ -225,10 +215,12 @@ class Rows:
             truncated=leaf("truncated"),
             valid=leaf("valid"),
             extras=nested("extras"),
-            carry=nested("carry", 0),
-            last=inputs(n_steps),
+            carry=moment(nested("carry", slice(0, 1))),
+            last=moment(inputs(slice(n_steps, None))),
             episode=TensorDict(episode),
         )
+        leaves, structure = tree.flatten(batch)
+        return batch if single else tree.unflatten(tree.batched(structure, 1), leaves)
 
 
 def n_bytes(plan: Plan) -> int:
@@ -244,7 +236,9 @@ def shared_block(plan: Plan, context: BaseContext) -> Any:
 
 def param_places(plan: Plan, params: Sequence[Tensor]) -> list[Tensor]:
     """Where in the packed parameters `[S, n]` each leaf of the state that acting uses belongs, `[S, ...]`."""
-    blank = [torch.zeros(shape, dtype=dtype) for (shape, dtype), is_used in zip(plan.leaf_shapes, plan.used, strict=True) if is_used]
+    blank = [
+        torch.zeros(shape, dtype=dtype) for (shape, dtype), is_used in zip(plan.leaf_shapes, plan.used, strict=True) if is_used
+    ]
     _, unpack = tree.pack(blank)
     return unpack({x.dtype: x for x in params})
 

@@ -87,7 +87,10 @@ class Envs:
             self.close()
             raise
         space = self._envs[0].observation_space
-        self._obs = [(path, part.shape or (), part.dtype, out) for (path, part), out in zip(spaces.parts(space), rows.numpy["obs"], strict=True)]
+        self._obs = [
+            (path, part.shape or (), part.dtype, out)
+            for (path, part), out in zip(spaces.parts(space), rows.numpy["obs"], strict=True)
+        ]
         self._nested = bool(self._obs[0][0])
         self._floats = [x for x in rows.numpy["obs"] if x.dtype.kind == "f"]
         self._action = spaces.composer(self._envs[0].action_space)
@@ -254,7 +257,9 @@ class Vector:
                 obs, _ = self._vec.reset(seed=seeds, options={"reset_mask": begins})  # type: ignore[arg-type]
                 self._over &= ~begins
             if left:
-                sampled = [sampler.sample() if count >= left else space.sample() for sampler, count in zip(samplers, counts, strict=True)]
+                sampled = [
+                    sampler.sample() if count >= left else space.sample() for sampler, count in zip(samplers, counts, strict=True)
+                ]
                 actions = concatenate(space, sampled, create_empty_array(space, len(seeds)))
                 obs, _, terminated, truncated, info = self._vec.step(actions)
                 self._over = info.get(GAME_OVER, terminated | truncated)
@@ -277,7 +282,13 @@ class Vector:
         if RAW_REWARD in info:
             self._put("raw_reward", t, info[RAW_REWARD])
         if resets.any() or ended.any():
-            for key, x in (("valid", ~resets), ("opens", resets), ("terminated", terminated), ("truncated", truncated), ("over", self._over)):
+            for key, x in (
+                ("valid", ~resets),
+                ("opens", resets),
+                ("terminated", terminated),
+                ("truncated", truncated),
+                ("over", self._over),
+            ):
                 self._put(key, t, x)
             self._put("first", t + 1, resets | (ended & ~self._over))
             for j in np.flatnonzero(self._over):

@@ -40,7 +40,7 @@ class Failed(NamedTuple):
     trace: str
 
 
-def context(start_method: str) -> BaseContext:
+def context(start_method: str = "forkserver") -> BaseContext:
     """Python's process context; the fork server, one for the life of this process, loads the heavy libraries once.
 
     Raises:
@@ -50,7 +50,9 @@ def context(start_method: str) -> BaseContext:
     if start_method not in START_METHODS:
         raise ValueError(f"start_method = {start_method!r} is not one of {', '.join(START_METHODS)}")
     if getattr(process.current_process(), "_inheriting", False):
-        raise RuntimeError('this script starts workers while a worker imports it; put what it runs under: if __name__ == "__main__":')
+        raise RuntimeError(
+            'this script starts workers while a worker imports it; put what it runs under: if __name__ == "__main__":'
+        )
     found = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
         found.set_forkserver_preload(["purerl.samplers.workers", "purerl.samplers.acting"])
@@ -102,6 +104,7 @@ class Workers:
         self._sockets: list[socket.socket | None] = [None] * n
         self._waiting = [False] * n
         self._failed: set[int] = set()
+        self.killed = False
         try:
             for i in range(n):
                 self._start(i)
@@ -215,6 +218,13 @@ class Workers:
                 worker.close()
         self._processes[i] = None
 
+    def kill(self) -> None:
+        """End all processes at once, whatever they are at; another thread that waits for one gets a `WorkerError`."""
+        self.killed = True
+        for worker in self._processes:
+            if worker is not None:
+                worker.kill()
+
     def close(self) -> None:
         """End all processes: those that wait for an order close their environments first."""
         for i, connection in enumerate(self._sockets):
@@ -231,13 +241,9 @@ class Workers:
 
 def _serve(connection: socket.socket, job: Job, core: int | None) -> None:
     """A worker's life: make the handler, carry out orders, end when the other side does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the learner, who ends the workers
-    torch.set_num_threads(1)
+    settle_in()
     if core is not None:
         os.sched_setaffinity(0, {core})
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     close: Callable[[], None] = lambda: None  # noqa: E731
     try:
         handle, close = job()
@@ -255,6 +261,15 @@ def _serve(connection: socket.socket, job: Job, core: int | None) -> None:
     finally:
         with contextlib.suppress(Exception):
             close()
+
+
+def settle_in() -> None:
+    """How a process of ours begins: one thread, deaf to Ctrl-C (which is for the learner, who ends it), and no longer than the learner."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def _report(connection: socket.socket, error: BaseException) -> None:

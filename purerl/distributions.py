@@ -21,7 +21,7 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class Distribution(NamedTuple):
-    """A family of distributions over actions `[..., *action_shape]` (a TensorDict for nested spaces) with parameters `[..., n_params]`.
+    """A family of distributions over actions `[..., *action_shape]` (nested spaces': TensorDicts), of parameters `[..., n_params]`.
 
     Attributes:
         n_params: width of the parameter tensor.

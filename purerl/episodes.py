@@ -47,13 +47,14 @@ def record_episodes(episodes: Episodes, batch: Batch) -> Episodes:
 
     Where the batch tells of games (`batch.episode`), those are followed: a clipped reward or a lost life is the learner's affair.
     """
-    told = batch.episode.to_dict()
+    told: dict[str, Tensor] = batch.episode.to_dict()
     reward, opens = told.pop("reward", batch.reward), told.pop("opens", ~batch.valid)
     over = told.pop("over", batch.terminated | batch.truncated)
 
     counts = batch.valid.float()
     go_on = (~opens).float()
-    discounts = linear_recurrence(go_on * torch.where(batch.valid, episodes.gamma, 1.0), opens.float(), episodes.discount)
+    decay = torch.where(batch.valid, episodes.gamma.expand_as(reward), torch.ones_like(reward))
+    discounts = linear_recurrence(go_on * decay, opens.float(), episodes.discount)
     discount = torch.cat([episodes.discount[None], discounts[:-1]])
     increments = torch.stack([reward, torch.ones_like(reward), (reward != 0).float(), discount * reward], -1) * counts[..., None]
     start = torch.stack([episodes.current[name] for name in SUMS], -1)
@@ -82,7 +83,8 @@ def averages(episodes: Episodes) -> dict[str, Tensor]:
     """The mean of each record over the episodes in the window, `[...]`; NaN before the first has finished."""
     count = episodes.count
     filled = count.clamp(max=WINDOW)  # slots not yet filled hold zeros
-    return {name: torch.where(count > 0, ring.sum(-1) / filled, torch.nan) for name, ring in episodes.finished.items()}
+    rings: dict[str, Tensor] = episodes.finished.to_dict()
+    return {name: torch.where(count > 0, ring.sum(-1) / filled, torch.nan) for name, ring in rings.items()}
 
 
 def mean_return(episodes: Episodes) -> Tensor:

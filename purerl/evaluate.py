@@ -30,8 +30,8 @@ class Evaluation(NamedTuple):
 def evaluate(algo: Algorithm, env: Env | envs.HostEnv, state: Any, episodes: int, seed: int, steps: int = 0) -> Evaluation:
     """Play whole episodes with each of `L` states at once, as the environment is meant to be evaluated.
 
-    Every environment plays one episode, or goes on until it has taken its share of the steps, to the end of the episode it is in then.
-    To stop all at the first so many episodes that end would favour short ones.
+    Every environment plays one episode, or goes on until it has taken its share of the steps, to the end of the episode it is in
+    then. To stop all at the first so many episodes that end would favour short ones.
 
     Args:
         state: the algorithm's, with a leading axis `[L]`.

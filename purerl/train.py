@@ -286,7 +286,7 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int, collecting: Col
 
     example = init(random.key(0))
     _, unpack = tree.pack(example)
-    n_params = sum(x.numel() for x in tree.leaves(example.algo.params))
+    n_params = sum(x.numel() for x in tree.leaves(example.algo.params))  # type: ignore[attr-defined]
     threads = torch.get_num_threads() if n_params > LARGE else 1
     compiled = compile(vmap(guard(learn, unpack)), threads)
     pool = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
@@ -478,12 +478,12 @@ class Sinks:
     def write(
         self, state: Any, info: TensorDict, steps: int, seconds: float, rate: float, failed: dict[str, Failure], lost: int
     ) -> None:
-        columns = {
+        columns: dict[str, Tensor] = {
             **{f"{name}Average": x for name, x in averages(state.episodes).items()},
             "Diagnostics/Episodes": state.episodes.count,
-            **info,
+            **info.to_dict(),
         }
-        figures = {str(name): x.cpu().numpy().astype(np.float64) for name, x in columns.items()}
+        figures = {name: x.cpu().numpy().astype(np.float64) for name, x in columns.items()}
         going = [name not in failed for name in self.names]
         clock = {logs.STEPS: steps, logs.TIME: round(seconds, 3), logs.RATE: round(rate, 1), logs.LOST: lost}
         for i, lane in enumerate(self._csv):
@@ -494,7 +494,7 @@ class Sinks:
             if members:
                 self._tb[group].write({**clock, **{name: x[members].mean() for name, x in figures.items()}})
         returns = figures["ReturnAverage"][going]
-        self.mean_return = np.nan if np.isnan(returns).all() else np.nanmean(returns)
+        self.mean_return = np.nan if np.isnan(returns).all() else float(np.nanmean(returns))
 
     def close(self) -> None:
         for lane in self._csv:
@@ -551,7 +551,7 @@ class Evaluator:
             return
         (steps, found), self._pending = self._pending, None
         for (lane, tensorboard), returns, lengths in zip(self._sinks, *found.result(), strict=True):
-            row = {
+            row: dict[str, Any] = {
                 logs.STEPS: steps,
                 "Evaluation/ReturnAverage": returns.mean(),
                 "Evaluation/ReturnStd": returns.std(),

@@ -16,7 +16,6 @@ from purerl.losses import gae, masked_mean
 from purerl.normalize import Moments, RewardScale, init_moments, init_reward_scale, scale_rewards, standardize, update_moments
 from purerl.optim import Optimizer, apply_updates
 
-
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -65,16 +64,15 @@ def make_policy(spec: EnvSpec, config: Any, net: nn.Module | None) -> Policy:
         ValueError: an observation or action space that the algorithm cannot take.
     """
     dist = distributions.for_space(spec.action_space)
+    learning_net = net
     if net is None:
         settings = spec.observation_space, spec.action_space, config.hidden, config.activation, config.shared_torso
         with torch.device("meta"):
-            net, learning_net = (nets.ActorCritic(*settings, dtype) for dtype in (torch.float32, PRECISIONS[config.precision]))
-    else:
-        learning_net = net
+            net, learning_net = (nets.ActorCritic(*settings, PRECISIONS[name]) for name in ("float32", config.precision))
     if config.normalize_obs and not nets.is_vector(spec.observation_space):
         raise ValueError(f"normalize_obs = True needs a Box of floats as observation space, not {spec.observation_space}")
     see = (lambda state, obs: standardize(state.obs_moments, obs)) if config.normalize_obs else (lambda state, obs: obs)
-    return Policy(net, learning_net, dist, see)
+    return Policy(net, learning_net or net, dist, see)
 
 
 def init(policy: Policy, spec: EnvSpec, config: Any, optimizer: Callable[[TensorDict], Optimizer], key: Tensor) -> ActorCriticState:

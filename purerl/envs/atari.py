@@ -68,10 +68,10 @@ class AtariVector(VectorEnv):
 
     def reset(self, *, seed: int | list[int] | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Reset all games, or with `options["reset_mask"]` `[n_envs]` bool some of them."""
-        if isinstance(seed, list):
-            mask = (options or {}).get("reset_mask", np.ones(len(seed), bool))
-            seed = np.array(seed)[mask]  # type: ignore[assignment]
-        return self._vec.reset(seed=seed, options=options)
+        if not isinstance(seed, list):
+            return self._vec.reset(seed=seed, options=options)
+        mask = (options or {}).get("reset_mask", np.ones(len(seed), bool))
+        return self._vec.reset(seed=np.array(seed)[mask], options=options)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         self.send(actions)
@@ -107,7 +107,7 @@ def describe(id: str, **kwargs: Any) -> tuple[EnvSpec, partial]:
     if id not in gym.registry:
         near = difflib.get_close_matches(id, [name for name in gym.registry if name.startswith("ALE/")], n=3)
         raise ValueError(f"environment: {id!r} is not known" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    make_vec = partial(AtariVector, gym.registry[id].kwargs["game"], **kwargs)
+    make_vec: partial = partial(AtariVector, gym.registry[id].kwargs["game"], **kwargs)
     try:
         vec = make_vec(1, 1)
     except TypeError as error:

@@ -40,8 +40,8 @@ def pure(env: Env) -> Env:
 def make(id: str, **kwargs: Any) -> Env | HostEnv:
     """The environment of a name.
 
-    `CartPole-v1` is the pure port where there is one, `gym:CartPole-v1` Gymnasium's own; `ALE/Pong-v5` goes to ALE's vector environment
-    with the standard preprocessing; any other name goes to Gymnasium (`my_package.my_module:MyEnv-v0` imports the module first).
+    `CartPole-v1` is the pure port where there is one, `gym:CartPole-v1` Gymnasium's own; `ALE/Pong-v5` goes to ALE's vector
+    environment with the standard preprocessing; any other goes to Gymnasium (`my_package.my_module:MyEnv-v0` imports the module).
 
     Args:
         kwargs: as `host`.
@@ -75,6 +75,7 @@ def host(env: "str | HostEnv | Callable[[], gym.Env]", **kwargs: Any) -> HostEnv
     spec, limit = found.spec, found.spec.max_episode_steps if found.spec else None
     described = EnvSpec(id, found.observation_space, found.action_space, limit)
     found.close()
+    assert spec is not None
     # Made of its spec: another process need not have registered it. Samplers check more than Gymnasium's checker, and faster.
     return HostEnv(described, partial(gym.make, spec, disable_env_checker=True))
 

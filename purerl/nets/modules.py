@@ -102,16 +102,19 @@ class NatureCNN(nn.Module):
         if min(height, wide) < 36:
             raise ValueError(f"observation: an image of {height} x {wide} is too small for NatureCNN, which needs 36 x 36")
         out = [((((n - 8) // 4 + 1) - 4) // 2 + 1) - 2 for n in (height, wide)]
-        self.convolutions = nn.ModuleList([nn.Conv2d(channels, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)])
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(channels, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)
         self.linear = linear(64 * out[0] * out[1], width)
         self.width, self.dtype = width, dtype
 
     def forward(self, obs: Tensor) -> Tensor:
+        def cast(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
+            assert layer.bias is not None
+            return layer.weight.to(self.dtype), layer.bias.to(self.dtype)
+
         x = obs.to(self.dtype) / 255.0
-        for layer in self.convolutions:
-            x = torch.relu(conv2d(x, layer.weight.to(self.dtype), layer.bias.to(self.dtype), layer.stride))
-        hidden = nn.functional.linear(x.flatten(1), self.linear.weight.to(self.dtype), self.linear.bias.to(self.dtype))
-        return torch.relu(hidden).float()
+        for layer in (self.conv1, self.conv2, self.conv3):
+            x = torch.relu(conv2d(x, *cast(layer), layer.stride))
+        return torch.relu(nn.functional.linear(x.flatten(1), *cast(self.linear))).float()
 
 
 def torso(space: gym.Space, hidden: Sequence[int], activation: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, int]:

@@ -1,6 +1,7 @@
 """Samplers: where batches come from when the environment is not pure; one interface, and an arrangement of processes each."""
 
-from purerl.samplers.feeds import KINDS, Feed, alternating, buffered, central, make, native, parallel, serial, suggest
+from purerl.samplers.arrangements import KINDS, alternating, buffered, central, make, native, parallel, serial, suggest
+from purerl.samplers.feeds import Feed
 from purerl.samplers.stepping import EnvError
 from purerl.samplers.workers import WorkerError, context, settle_in
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purerl import tree
 from purerl.base import Algorithm, Policy
 from purerl.samplers.fragments import Rows, act_packed
 from purerl.transforms import specialize, specialize_into, vmap

@@ -16,7 +16,7 @@ from purerl.rollout import masked
 from purerl.spaces import env_actions, zero_actions
 from purerl.transforms import trace, vmap
 
-# Something's value before each step and after the last one, [T + 1, S, B, ...]; what stands after the last is the next fragment's first.
+# What is kept from before each step and after the last one, [T + 1, S, B, ...]: where a fragment ends, the next one begins.
 LASTING = ("obs", "action", "reward", "first", "carry")
 
 
@@ -71,7 +71,7 @@ def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_
         return [((n, n_seeds, padded, *leaf.shape[lead:]), leaf.dtype) for leaf in tree.leaves(x)]
 
     flag, number = torch.zeros(1, dtype=torch.bool), torch.zeros(1)
-    shapes = {
+    shapes: dict[str, list[tuple[tuple[int, ...], torch.dtype]]] = {
         "obs": steps(seen.obs, n_steps + 1, 1),
         "action": steps(action, n_steps + 1, 2),
         "reward": steps(number, n_steps + 1, 1),
@@ -111,8 +111,8 @@ def blank_inputs(policy: Algorithm | Policy, n: int) -> Inputs:
 
 
 def act_packed(policy: Algorithm | Policy, plan: Plan) -> Callable[..., tuple]:
-    """One seed's `act` from memory to memory: of the packed parameters and the leaves of `obs`, `action`, `reward`, `first`, `carry`
-    and `noise` of a step, to those of `sent`, `action`, `carry` and `extras`."""
+    """One seed's `act` on lists of leaves: the packed parameters and a step's `obs`, `action`, `reward`, `first`, `carry`, `noise`
+    go in, its `sent`, `action`, `carry` and `extras` come out."""
     blank = [
         torch.zeros(shape, dtype=dtype) for (shape, dtype), is_used in zip(plan.leaf_shapes, plan.used, strict=True) if is_used
     ]

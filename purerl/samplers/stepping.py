@@ -118,7 +118,7 @@ class Envs:
     def step(self, t: int) -> None:
         rows, n = self._rows.numpy, len(self._columns)
         actions = [x[t][:, self._columns.start : self._columns.stop].reshape(len(self._envs), *x.shape[3:]) for x in rows["sent"]]
-        rewards = []
+        rewards: list[Any] = []
         for j, env in enumerate(self._envs):
             if self._reset[j]:
                 rewards.append(0.0)
@@ -260,7 +260,7 @@ class Vector:
                 sampled = [
                     sampler.sample() if count >= left else space.sample() for sampler, count in zip(samplers, counts, strict=True)
                 ]
-                actions = concatenate(space, sampled, create_empty_array(space, len(seeds)))
+                actions: Any = concatenate(space, sampled, create_empty_array(space, len(seeds)))  # type: ignore[arg-type]
                 obs, _, terminated, truncated, info = self._vec.step(actions)
                 self._over = info.get(GAME_OVER, terminated | truncated)
         return obs
@@ -275,7 +275,7 @@ class Vector:
         obs, reward, terminated, truncated, info = moved
         self._see(t + 1, obs)
         resets, ended = self._over, terminated | truncated
-        self._over = info[GAME_OVER] if GAME_OVER in info else ended
+        self._over = info.get(GAME_OVER, ended)
         self._put("reward", t + 1, reward)
         if np.isnan(reward).any():
             raise EnvError(f"{name(self._rows, self._columns, int(np.isnan(reward).argmax()))}: reward is NaN")

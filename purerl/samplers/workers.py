@@ -264,7 +264,7 @@ def _serve(connection: socket.socket, job: Job, core: int | None) -> None:
 
 
 def settle_in() -> None:
-    """How a process of ours begins: one thread, deaf to Ctrl-C (which is for the learner, who ends it), and no longer than the learner."""
+    """How a process of ours begins: with one thread, deaf to Ctrl-C (the learner ends it), to live no longer than the learner."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()

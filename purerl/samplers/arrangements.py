@@ -1,0 +1,326 @@
+"""The arrangements of processes and threads behind a feed; all of them give the same batches."""
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from torch import Tensor
+
+from purerl import envs
+from purerl.base import Algorithm, Policy
+from purerl.samplers import workers as processes
+from purerl.samplers.acting import make_act, make_device_act
+from purerl.samplers.asynchronous import AsynchronousFeed
+from purerl.samplers.crew import Crew, Limits
+from purerl.samplers.feeds import BufferedFeed, Feed, FragmentFeed, Setup, set_up, size_of
+from purerl.samplers.fragments import Rows
+from purerl.samplers.schedules import Group, alternate, in_one_thread, take_turns, together
+from purerl.samplers.stepping import Options, Stepper, Vector, make_stepper
+from purerl.samplers.workers import WorkerError
+
+WORTH_WORKERS = 150e-6  # seconds of a step of all environments
+EnvLike = str | envs.HostEnv | Callable[[], gym.Env]
+
+
+def serial(
+    env: EnvLike,
+    policy: Algorithm | Policy,
+    key: Tensor,
+    n_envs: int | None = None,
+    n_steps: int | None = None,
+    **options: Any,
+) -> FragmentFeed:
+    """Collect in this process, one environment after the other: for debugging, and for few cheap environments the fastest.
+
+    Args:
+        env: a Gymnasium id (`my_module:MyEnv-v0` imports the module), a function that makes an environment, or a `HostEnv`.
+        policy: an algorithm or a policy, made for its spec.
+        key: `[2]`, or `[S, 2]` for several seeds, each with `n_envs` environments of its own.
+        n_envs, n_steps: the batch `[n_steps, n_envs]`; those of the algorithm's config when omitted.
+        options: `reset="wait"`: an environment whose episode ended waits for the next fragment; `"mid"` (default): its next step
+            resets it. `decorrelate=n`: each environment begins with up to `n` random steps. `infos=(name, ...)`: what of an
+            environment's info at the end of an episode goes into the episode's record.
+
+    Raises:
+        ValueError: an argument that is not allowed, no such environment, or other spaces than the policy was made for.
+        EnvError: from the iterator, when an environment raises or returns what its spaces do not allow.
+    """
+    return _in_process(set_up(envs.host(env), policy, key, n_envs, n_steps, **options), make_stepper)
+
+
+def native(
+    env: "str | envs.HostEnv | gym.vector.VectorEnv | Callable[[int], gym.vector.VectorEnv]",
+    policy: Algorithm | Policy,
+    key: Tensor,
+    n_envs: int | None = None,
+    n_steps: int | None = None,
+    *,
+    batch_size: int | None = None,
+    **options: Any,
+) -> FragmentFeed | AsynchronousFeed:
+    """Collect from a vector environment that brings threads of its own.
+
+    Args:
+        env: the id of an environment that has a vector implementation (`ALE/...`, or a `vector_entry_point`), a `VectorEnv` with
+            NEXT_STEP autoreset, or a function that makes one of so many environments.
+        policy, key, n_envs, n_steps, options: as `serial`; `reset="wait"` is not possible.
+        batch_size: act for so many environments at a time, the first that are ready (ALE only, one seed). The batches are then no
+            longer those of the other arrangements: which environments act together, and with which parameters those that are ahead
+            at a batch's end, depends on timing.
+
+    Raises:
+        ValueError: as `serial`, and an environment without a vector implementation.
+    """
+    host = envs.vector_host(env)
+    setup = set_up(host, policy, key, n_envs, n_steps, **options)
+    make_vec, n = host.make_vec, setup.plan.n_envs * setup.plan.n_seeds
+    assert make_vec is not None
+    if batch_size is not None:
+        if not host.spec.id.startswith("ALE/"):
+            raise ValueError(f"batch_size = {batch_size} needs an environment with send and receive, which {host.spec.id} has not")
+        if setup.plan.n_seeds > 1 or setup.options.decorrelate:
+            raise ValueError(f"batch_size = {batch_size} is possible with one seed and without decorrelate only")
+        if not 1 <= batch_size <= n:
+            raise ValueError(f"batch_size = {batch_size} is not between 1 and n_envs = {n}")
+        vec: Any = make_vec(n, cores(), batch_size=batch_size)  # type: ignore[call-arg]
+        return AsynchronousFeed(setup, vec, batch_size)
+
+    def make(host: envs.HostEnv, rows: Rows, columns: range, options: Options, mark: np.ndarray) -> Stepper:
+        return Vector(make_vec(n, cores()), rows, columns, options, mark)
+
+    return _in_process(setup, make)
+
+
+def _in_process(setup: Setup, make: Callable[..., Stepper]) -> FragmentFeed:
+    columns, rows = range(setup.plan.n_envs), Rows(setup.plan)
+    stepper = make(setup.host, rows, columns, setup.options, rows.numpy["mark"][0])
+    try:
+        act, params = _actor(setup, rows, columns)
+        group = Group(act, stepper.step, lambda: None)
+        collect = partial(in_one_thread, together, group, setup.plan.n_steps)
+        return FragmentFeed(setup, rows, collect, stepper.reset, params, stepper.close, _no_workers)
+    except BaseException:
+        stepper.close()
+        raise
+
+
+def _no_workers(error: WorkerError) -> None:
+    raise error
+
+
+def _actor(setup: Setup, rows: Rows, *parts: range) -> tuple[Any, list[Tensor]]:
+    """For each part of the environments what acts for it in this process, and the parameters that it reads."""
+    device = setup.keys.device
+    if device.type == "cpu":
+        acts, params = [make_act(setup.policy, rows, part) for part in parts], rows.torch["params"]
+    else:
+        params = [x.to(device) for x in rows.torch["params"]]
+        acts = [make_device_act(setup.policy, rows, part, params) for part in parts]
+    return (acts if len(acts) > 1 else acts[0]), params
+
+
+def parallel(
+    env: EnvLike,
+    policy: Algorithm | Policy,
+    key: Tensor,
+    n_envs: int | None = None,
+    n_steps: int | None = None,
+    *,
+    n_workers: int | None = None,
+    **options: Any,
+) -> FragmentFeed:
+    """Collect in worker processes that each step some of the environments and act for them with a copy of the policy.
+
+    Args:
+        env, policy, key, n_envs, n_steps: as `serial`.
+        n_workers: processes; as many as there are cores when omitted.
+        options: as `serial`, and `timeout` (60): seconds after which an environment hangs; `restarts` (3): how often dead workers
+            are replaced, the fragment being lost, before it is an error; `start_method` ("forkserver", or "spawn"); `cores`: a core
+            for each worker to be bound to (they are not bound).
+
+    Raises:
+        ValueError, EnvError: as `serial`.
+        WorkerError: a worker died or hung once more than `restarts`.
+    """
+    setup, limits = _set_up_workers(env, policy, key, n_envs, n_steps, n_workers, options)
+    parts = split(setup.plan.n_envs, limits.n_workers)
+    crew = Crew(setup, parts, limits, acts=True)
+
+    def collect() -> None:
+        crew.order(range(len(parts)), b"f")
+        crew.wait(range(len(parts)))
+
+    return crew.feed(collect, crew.rows.torch["params"])
+
+
+def central(
+    env: EnvLike,
+    policy: Algorithm | Policy,
+    key: Tensor,
+    n_envs: int | None = None,
+    n_steps: int | None = None,
+    *,
+    n_workers: int | None = None,
+    **options: Any,
+) -> FragmentFeed:
+    """Collect from worker processes that only step: the actions of all environments are computed here, on the key's device.
+
+    Args:
+        env, policy, key, n_envs, n_steps, n_workers, options: as `parallel`.
+    """
+    setup, limits = _set_up_workers(env, policy, key, n_envs, n_steps, n_workers, options)
+    crew = Crew(setup, split(setup.plan.n_envs, limits.n_workers), limits, acts=False)
+    with crew.closed_on_error():
+        act, params = _actor(setup, crew.rows, range(setup.plan.n_envs))
+        group = crew.group(act, range(limits.n_workers))
+        return crew.feed(partial(in_one_thread, together, group, setup.plan.n_steps), params)
+
+
+def alternating(
+    env: EnvLike,
+    policy: Algorithm | Policy,
+    key: Tensor,
+    n_envs: int | None = None,
+    n_steps: int | None = None,
+    *,
+    n_workers: int | None = None,
+    overlap: bool = True,
+    **options: Any,
+) -> FragmentFeed:
+    """As `central`, in two halves: one steps while the other's actions are computed.
+
+    Args:
+        env, policy, key, n_envs, n_steps, options: as `parallel`.
+        n_workers: processes, an even number.
+        overlap: a half steps on as soon as it has its actions; without, only one half steps at a time.
+    """
+    n_workers = n_workers or 2 * max(1, cores() // 2)
+    if n_workers % 2:
+        raise ValueError(f"n_workers = {n_workers} is not even, which two halves need")
+    setup, limits = _set_up_workers(env, policy, key, n_envs, n_steps, n_workers, options)
+    half, per_half = -(-setup.plan.n_envs // 2), n_workers // 2
+    halves = (range(half), range(half, setup.plan.n_envs))
+    parts = [range(h.start + p.start, h.start + p.stop) for h in halves for p in split(len(h), per_half)]
+    crew = Crew(setup, parts, limits, acts=False)
+    with crew.closed_on_error():
+        acts, params = _actor(setup, crew.rows, *halves)
+        a, b = (crew.group(act, range(i * per_half, (i + 1) * per_half)) for i, act in enumerate(acts))
+        schedule = alternate if overlap else take_turns
+        return crew.feed(partial(in_one_thread, schedule, a, b, setup.plan.n_steps), params)
+
+
+def buffered(
+    env: EnvLike,
+    policy: Algorithm | Policy,
+    key: Tensor,
+    n_envs: int | None = None,
+    n_steps: int | None = None,
+    *,
+    of: Callable[..., FragmentFeed] = parallel,
+    **options: Any,
+) -> BufferedFeed:
+    """Collect the next batch while the current one is learnt from: each batch but the first is acted with the state before the last
+    one published, a staleness of exactly one update.
+
+    Args:
+        env, policy, key, n_envs, n_steps, options: as `of`.
+        of: the arrangement behind it; `serial` for a thread of this process, with no workers.
+    """
+    return BufferedFeed(of(env, policy, key, n_envs, n_steps, **options))
+
+
+KINDS: dict[str, Callable[..., Feed]] = {
+    "serial": serial,
+    "parallel": parallel,
+    "central": central,
+    "alternating": alternating,
+    "native": native,
+    "buffered": buffered,
+}
+
+
+def make(
+    env: EnvLike,
+    policy: Algorithm | Policy,
+    key: Tensor,
+    sampler: str,
+    n_workers: int = 0,
+    timeout: float = 60.0,
+    restarts: int = 3,
+    **options: Any,
+) -> Feed:
+    """The feed of a sampler's name, for batches of the algorithm's config.
+
+    Args:
+        n_workers: 0 for as many as there are cores; it, `timeout` and `restarts` are for samplers with workers.
+        options: as `serial`.
+    """
+    if sampler in ("serial", "native"):
+        return KINDS[sampler](env, policy, key, **options)
+    return KINDS[sampler](env, policy, key, n_workers=n_workers or None, timeout=timeout, restarts=restarts, **options)
+
+
+def suggest(env: envs.HostEnv, n_envs: int, n_workers: int = 0) -> str:
+    """The sampler that suits an environment on this machine; all of them give the same batches.
+
+    Its own threads where it has them, workers where a step of all environments takes longer than to tell them, else this process.
+    """
+    if env.make is None:
+        return "native"
+    if n_workers > 1:
+        return "parallel"
+    if cores() == 1 or n_envs == 1:
+        return "serial"
+    one, n = env.make(), 0
+    one.reset(seed=0)
+    one.action_space.seed(0)
+    start = time.perf_counter()
+    while n < 50 and time.perf_counter() - start < 0.2:
+        n += 1
+        _, _, terminated, truncated, _ = one.step(one.action_space.sample())
+        if terminated or truncated:
+            one.reset()
+    each = (time.perf_counter() - start) / n
+    one.close()
+    return "parallel" if each * n_envs > WORTH_WORKERS else "serial"
+
+
+def _set_up_workers(
+    env: EnvLike,
+    policy: Algorithm | Policy,
+    key: Tensor,
+    n_envs: int | None,
+    n_steps: int | None,
+    n_workers: int | None,
+    options: dict[str, Any],
+) -> tuple[Setup, Limits]:
+    """Take the options of workers from those of the environments, and check them."""
+    timeout, restarts = options.pop("timeout", 60.0), options.pop("restarts", 3)
+    method, pinned = options.pop("start_method", "forkserver"), options.pop("cores", None)
+    size = size_of(policy, "n_envs", n_envs)
+    n_workers = min(cores(), size) if n_workers is None else n_workers
+    if timeout <= 0:
+        raise ValueError(f"timeout = {timeout} is not a number of seconds above 0")
+    if restarts < 0:
+        raise ValueError(f"restarts = {restarts} is not at least 0")
+    if pinned is not None and len(pinned) != n_workers:
+        raise ValueError(f"cores = {pinned} does not name one core for each of {n_workers} workers")
+    processes.context(method)
+    setup = set_up(envs.host(env), policy, key, n_envs, n_steps, n_workers=n_workers, **options)
+    return setup, Limits(n_workers, timeout, restarts, method, pinned)
+
+
+def split(n: int, parts: int) -> list[range]:
+    """`n` columns in so many runs of nearly the same length."""
+    ends = [round(i * n / parts) for i in range(parts + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(ends)]
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

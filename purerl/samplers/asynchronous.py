@@ -1,0 +1,185 @@
+"""Collecting from a vector environment that gives whichever of its environments are ready first."""
+
+import weakref
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from purerl import tree
+from purerl.base import Batch
+from purerl.envs import GAME_OVER, RAW_REWARD
+from purerl.samplers.acting import LASTING as LATE
+from purerl.samplers.acting import READ, WRITTEN
+from purerl.samplers.feeds import Published, Setup, noise_of, seed
+from purerl.samplers.fragments import LASTING, Rows, act_packed
+from purerl.samplers.stepping import info_value
+from purerl.transforms import specialize_into, vmap
+
+
+class SendReceive(Protocol):
+    """A vector environment with an asynchronous side (ALE's, EnvPool's).
+
+    Its `reset` begins all environments and gives the first `batch_size` that are ready, `receive` the next ones that are; `send`
+    takes actions for those that were given last. `info["env_id"]` says which they are.
+    """
+
+    num_envs: int
+
+    def reset(self, *, seed: list[int]) -> tuple[np.ndarray, dict]: ...
+
+    def send(self, actions: np.ndarray) -> None: ...
+
+    def receive(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]: ...
+
+    def close(self) -> None: ...
+
+
+class AsynchronousFeed:
+    """Acts for `batch_size` environments at a time. A fragment is complete when every environment has taken its steps; those that
+    are ahead by then have begun the next one, with the parameters of this one.
+
+    Args:
+        batch_size: of the vector environment.
+    """
+
+    lost = 0
+
+    def __init__(self, setup: Setup, vec: SendReceive, batch_size: int) -> None:
+        self._setup, self._vec = setup, vec
+        self._finalizer = weakref.finalize(self, vec.close)
+        self._fragments: dict[int, Rows] = {}  # by number: the one to complete, and those that some environments have begun
+        self._spare: list[Rows] = []
+        self._fragment = 0
+        self._taken = np.full(vec.num_envs, -1)  # steps of each environment; -1 before its first observation
+        self._resets = np.zeros(vec.num_envs, bool)
+        self._ready: list[int] = []  # the environments that wait for actions
+        self._draw = noise_of(setup)
+        rows = self._spare_rows()
+        self._params = rows.torch["params"]
+        self._published = Published(setup, self._params)
+        self._read = {name: [_stage(x, batch_size) for x in rows.torch[name]] for name in READ}
+        self._written = {name: [_stage(x, batch_size) for x in rows.torch[name]] for name in WRITTEN}
+        written, read = list(self._written.values()), list(self._read.values())
+        program = specialize_into(vmap(act_packed(setup.policy, setup.plan)), written, self._params, *read)
+        args = tree.leaves((written, self._params, read))
+        self._act = lambda: program(list(args))
+
+    def publish(self, state: Any) -> None:
+        self._published.install(self._published.used(state))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self._published.check(self._finalizer.alive)
+        try:
+            if not self._ready:
+                self._open()
+            while self._taken.min() < (self._fragment + 1) * self._setup.plan.n_steps:
+                self._step()
+        except BaseException:
+            self.close()
+            raise
+        rows = self._fragments.pop(self._fragment)
+        self._fragment += 1
+        batch = rows.batch(self._setup.single, self._setup.keys.device)
+        self._spare.append(rows)
+        return batch
+
+    def _open(self) -> None:
+        rows = self._rows(0)
+        seed(self._setup, rows, 0)
+        obs, info = self._vec.reset(seed=rows.numpy["seeds"][0][0, 0, : self._vec.num_envs].tolist())
+        self._begin(obs, info["env_id"])
+
+    def _begin(self, obs: np.ndarray, env_ids: np.ndarray) -> None:
+        """Environments show their first observation."""
+        rows = self._rows(0)
+        for x, i in zip(obs, env_ids, strict=True):
+            rows.numpy["obs"][0][0, 0, i] = x
+            rows.numpy["first"][0][0, 0, i] = True
+        self._taken[env_ids] = 0
+        self._ready = [int(i) for i in env_ids]
+
+    def _step(self) -> None:
+        """Act for the environments that are ready, and receive the next ones."""
+        at = [(self._rows(n // self._setup.plan.n_steps), n % self._setup.plan.n_steps, i) for i, n in self._moments()]
+        for name in READ:
+            for k, stage in enumerate(self._read[name]):
+                for j, (rows, t, i) in enumerate(at):
+                    stage[:, j] = rows.torch[name][k][t, :, i]
+        self._act()
+        for name in WRITTEN:
+            for k, stage in enumerate(self._written[name]):
+                for j, (rows, t, i) in enumerate(at):
+                    rows.torch[name][k][t + (name in LATE), :, i] = stage[:, j]
+        self._vec.send(self._written["sent"][0][0].numpy())
+        obs, reward, terminated, truncated, info = self._vec.receive()
+        env_ids = info["env_id"]
+        if (self._taken[env_ids] < 0).all():
+            self._begin(obs, env_ids)
+            return
+        for j, i in enumerate(env_ids):
+            if self._taken[i] < 0:
+                self._begin(obs[j : j + 1], env_ids[j : j + 1])
+            else:
+                self._record(int(i), j, obs, reward, terminated, truncated, info)
+        self._ready = [int(i) for i in env_ids]
+
+    def _moments(self) -> list[tuple[int, int]]:
+        return [(i, int(self._taken[i])) for i in self._ready]
+
+    def _record(self, i: int, j: int, obs: Any, reward: Any, terminated: Any, truncated: Any, info: dict[str, Any]) -> None:
+        """What the step of environment `i` led to, the result's row `j`."""
+        n_steps = self._setup.plan.n_steps
+        fragment, t = divmod(int(self._taken[i]), n_steps)
+        rows = self._rows(fragment).numpy
+        at, after = (t, 0, i), (t + 1, 0, i)
+        ended = bool(terminated[j] or truncated[j])
+        over = bool(info[GAME_OVER][j]) if GAME_OVER in info else ended
+        rows["obs"][0][after], rows["reward"][0][after] = obs[j], reward[j]
+        if RAW_REWARD in info:
+            rows["raw_reward"][0][at] = info[RAW_REWARD][j]
+        rows["terminated"][0][at], rows["truncated"][0][at], rows["over"][0][at] = terminated[j], truncated[j], over
+        rows["valid"][0][at], rows["opens"][0][at] = not self._resets[i], self._resets[i]
+        rows["first"][0][after] = self._resets[i] or (ended and not over)
+        if over:
+            for key, out in zip(self._setup.plan.infos, rows["infos"], strict=True):
+                out[at] = info_value(info, key, f"environment {i}")[j]
+        self._resets[i] = over
+        self._taken[i] += 1
+        if t + 1 == n_steps:
+            following = self._rows(fragment + 1).numpy
+            for name in LASTING:
+                for x, y in zip(following[name], rows[name], strict=True):
+                    x[0, 0, i] = y[n_steps, 0, i]
+
+    def _rows(self, fragment: int) -> Rows:
+        """The memory of a fragment, begun when first asked for."""
+        if fragment not in self._fragments:
+            rows = self._spare_rows()
+            rows.begin()
+            self._draw(rows, fragment + 1)
+            self._fragments[fragment] = rows
+        return self._fragments[fragment]
+
+    def _spare_rows(self) -> Rows:
+        return self._spare.pop() if self._spare else Rows(self._setup.plan)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._finalizer()
+
+
+def _stage(rows: Tensor, n: int) -> Tensor:
+    """Room for `n` environments' values of one step, `[1, n, ...]`."""
+    return torch.zeros((1, n, *rows.shape[3:]), dtype=rows.dtype)

@@ -1,0 +1,121 @@
+"""The worker processes of a feed, and the memory they share."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from purerl import envs
+from purerl.base import Algorithm, Policy
+from purerl.samplers import workers as processes
+from purerl.samplers.acting import make_act
+from purerl.samplers.feeds import FragmentFeed, Setup
+from purerl.samplers.fragments import Plan, Rows, shared_block
+from purerl.samplers.schedules import Group, together
+from purerl.samplers.stepping import Options, make_stepper, name
+from purerl.samplers.workers import Job, WorkerError, Workers
+
+
+class Limits(NamedTuple):
+    """Of worker processes."""
+
+    n_workers: int
+    timeout: float
+    restarts: int
+    start_method: str
+    cores: Sequence[int] | None
+
+
+class Crew:
+    """The workers of a feed and the memory they share.
+
+    Args:
+        parts: the columns of each worker.
+        acts: they act too.
+    """
+
+    def __init__(self, setup: Setup, parts: Sequence[range], limits: Limits, acts: bool) -> None:
+        self.setup, self._restarts_left, self._restarts = setup, limits.restarts, limits.restarts
+        block = shared_block(setup.plan, processes.context(limits.start_method))
+        self.rows = Rows(setup.plan, block)
+        jobs = [
+            Job(partial(_make_handler, setup.host, setup.policy if acts else None, setup.plan, part, setup.options, i), block)
+            for i, part in enumerate(parts)
+        ]
+        names = [
+            f"environments {part.start} to {part.stop - 1}" if len(part) > 1 else f"environment {part.start}" for part in parts
+        ]
+
+        def hung(i: int, mark: int) -> str:
+            return names[i] if mark < 0 else name(self.rows, parts[i], mark % (setup.plan.n_seeds * len(parts[i])))
+
+        self.workers = Workers(jobs, names, self.rows.numpy["mark"][0], hung, limits.timeout, limits.start_method, limits.cores)
+
+    @contextlib.contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """End the workers if the block fails."""
+        try:
+            yield
+        except BaseException:
+            self.workers.close()
+            raise
+
+    def order(self, members: range, order: bytes, number: int = 0) -> None:
+        """Give all of these workers one order."""
+        for i in members:
+            self.workers.send(i, order, number)
+
+    def wait(self, members: range) -> None:
+        """Wait until all of these workers have carried out their orders."""
+        for i in members:
+            self.workers.receive(i)
+
+    def group(self, act: Callable[[int], None], members: range) -> Group:
+        """Workers that step together what `act` acts for."""
+        return Group(act, lambda t: self.order(members, b"s", t), lambda: self.wait(members))
+
+    def feed(self, collect: Callable[[], None], params: list[Tensor]) -> FragmentFeed:
+        """The feed of these workers."""
+        everyone = range(len(self.workers))
+
+        def reset() -> None:
+            self.order(everyone, b"r")
+            self.wait(everyone)
+
+        with self.closed_on_error():
+            return FragmentFeed(self.setup, self.rows, collect, reset, params, self.workers.close, self.revive, self.workers.kill)
+
+    def revive(self, error: WorkerError) -> None:
+        """Replace the workers that died or hang; all other environments begin anew as well."""
+        if self.workers.killed:
+            raise error
+        if self._restarts_left == 0:
+            raise WorkerError(f"{error}; restarts = {self._restarts} allows no more") from None
+        self._restarts_left -= 1
+        warnings.warn(f"{error}; it is replaced, a fragment is lost, {self._restarts_left} restarts are left", stacklevel=5)
+        self.workers.replace_failed()
+
+
+def _make_handler(
+    host: envs.HostEnv,
+    policy: Algorithm | Policy | None,
+    plan: Plan,
+    columns: range,
+    options: Options,
+    number: int,
+    block: Any,
+) -> tuple[Callable[[bytes, int], None], Callable[[], None]]:
+    """In a worker: its environments, its policy if it has one, and what its orders mean."""
+    rows = Rows(plan, block)
+    stepper = make_stepper(host, rows, columns, options, rows.numpy["mark"][0][number : number + 1])
+    act = make_act(policy, rows, columns) if policy is not None else None
+
+    def fragment() -> None:
+        assert act is not None
+        together(Group(act, stepper.step, lambda: None), plan.n_steps)
+
+    orders: dict[bytes, Callable] = {b"s": stepper.step, b"r": lambda _: stepper.reset(), b"f": lambda _: fragment()}
+    return lambda order, t: orders[order](t), stepper.close

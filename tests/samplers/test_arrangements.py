@@ -1,0 +1,134 @@
+"""Every arrangement of processes gives the same batches."""
+
+from functools import partial
+
+import gymnasium as gym
+import pytest
+import torch
+from conftest import assert_trees_equal
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from worlds import Walk
+
+from purerl import envs, make_a2c, make_ppo, random, samplers, tree, vmap
+from purerl.algos import A2CConfig, PPOConfig
+
+
+def vectors(make):
+    return lambda n: gym.vector.SyncVectorEnv([make] * n)
+
+
+def arrangements(make, n_envs, n_workers):
+    """Name, and a function of `(algo, key)` that opens the feed."""
+    yield "serial", partial(samplers.serial, make)
+    yield "parallel", partial(samplers.parallel, make, n_workers=n_workers)
+    yield "central", partial(samplers.central, make, n_workers=n_workers)
+    yield "native", partial(samplers.native, vectors(make))
+    if n_envs > 1:
+        yield "alternating", partial(samplers.alternating, make, n_workers=2)
+        yield "no overlap", partial(samplers.alternating, make, n_workers=2, overlap=False)
+
+
+def collect(feed, states):
+    with feed:
+        batches = []
+        for state in states:
+            feed.publish(state)
+            batches.append(next(feed))
+        return batches
+
+
+@given(
+    n_envs=st.integers(1, 9),
+    n_workers=st.integers(1, 3),
+    n_steps=st.integers(1, 7),
+    longest=st.integers(1, 12),
+    kind=st.sampled_from(["plain", "continuous", "nested"]),
+    n_seeds=st.integers(0, 2),
+)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+def test_the_same_bits(n_envs, n_workers, n_steps, longest, kind, n_seeds):
+    n_workers = min(n_workers, n_envs)
+    make = partial(Walk, kind, longest)
+    algo = make_a2c(envs.host(make).spec, A2CConfig(n_envs=n_envs, n_steps=n_steps, hidden=(8,)))
+    key = random.key(n_envs) if n_seeds == 0 else random.split(random.key(n_envs), n_seeds)
+    init = vmap(algo.init) if n_seeds else algo.init
+    states = [init(random.key(i) if n_seeds == 0 else random.split(random.key(i), n_seeds)) for i in range(20)]
+    batches = {name: collect(open_feed(algo, key), states) for name, open_feed in arrangements(make, n_envs, n_workers)}
+    for name, got in batches.items():
+        for i, (a, b) in enumerate(zip(batches["serial"], got, strict=True)):
+            for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True):
+                assert torch.equal(x, y), (name, i)
+
+
+def test_resets_and_truncations_are_among_them():
+    algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=8, n_steps=5, hidden=(8,)))
+    batches = collect(samplers.serial(Walk, algo, random.key(0)), [algo.init(random.key(0))] * 20)
+    whole = tree.concatenate(batches)
+    for flags in (whole.terminated, whole.truncated, ~whole.valid, whole.inputs.first):
+        assert 20 < flags.sum() < 400
+
+
+def test_wide_layers_and_images_too():
+    """What matrix libraries compute of a row can depend on how many rows there are: the tiles make it independent."""
+    space = gym.spaces.Box(0, 255, (4, 36, 36), "uint8")
+
+    class Picture(gym.Env):
+        observation_space, action_space = space, gym.spaces.Discrete(4)
+
+        def reset(self, seed=None, options=None):
+            super().reset(seed=seed)
+            return self.np_random.integers(0, 256, space.shape, "uint8"), {}
+
+        def step(self, action):
+            return self.np_random.integers(0, 256, space.shape, "uint8"), float(action), False, False, {}
+
+    for make, config in ((Picture, PPOConfig(n_envs=6, n_steps=4)), (Walk, PPOConfig(n_envs=6, n_steps=4, hidden=(300, 300)))):
+        algo = make_ppo(envs.host(make).spec, config)
+        states = [algo.init(random.key(i)) for i in range(2)]
+        feeds = [open_feed(algo, random.key(3)) for _, open_feed in arrangements(make, 6, 3)]
+        first, *others = [collect(feed, states) for feed in feeds]
+        for other in others:
+            for a, b in zip(first, other, strict=True):
+                assert_trees_equal(a, b)
+
+
+def test_spawn_gives_them_too():
+    algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=3, n_steps=5, hidden=(8,)))
+    states = [algo.init(random.key(i)) for i in range(3)]
+    spawned = samplers.parallel(Walk, algo, random.key(0), n_workers=1, start_method="spawn")
+    for a, b in zip(collect(samplers.serial(Walk, algo, random.key(0)), states), collect(spawned, states), strict=True):
+        assert_trees_equal(a, b)
+
+
+@pytest.mark.parametrize("of", [samplers.serial, partial(samplers.parallel, n_workers=2)])
+def test_buffered_is_one_update_behind(of):
+    algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=4, n_steps=5, hidden=(8,)))
+    states = [algo.init(random.key(i)) for i in range(6)]
+    got = collect(samplers.buffered(Walk, algo, random.key(0), of=of), states)
+    for a, b in zip(collect(samplers.serial(Walk, algo, random.key(0)), [states[0], *states[:-1]]), got, strict=True):
+        assert_trees_equal(a, b)
+
+
+def test_a_buffered_feed_keeps_what_was_published():
+    """Whoever updates parameters in place may go on doing so."""
+    algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=4, n_steps=5, hidden=(8,)))
+    state = tree.own(algo.init(random.key(0)))
+    with samplers.buffered(Walk, algo, random.key(0), of=samplers.serial) as feed:
+        feed.publish(state)
+        for x in tree.leaves(state):
+            x.zero_()
+        batch = next(feed)
+    ours = collect(samplers.serial(Walk, algo, random.key(0)), [algo.init(random.key(0))])[0]
+    assert_trees_equal(batch, ours)
+
+
+def test_publishing_does_not_touch_the_state():
+    algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=4, n_steps=5, hidden=(8,)))
+    state = algo.init(random.key(0))
+    before = tree.own(state)
+    batches = collect(samplers.serial(Walk, algo, random.key(0)), [state, state])
+    kept = tree.own(batches[0])
+    assert_trees_equal(state, before)
+    assert not any(x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() for x, y in zip(*map(tree.leaves, batches)))
+    assert_trees_equal(batches[0], kept)

@@ -1,0 +1,268 @@
+"""Whatever goes wrong is named, and nothing is left behind."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from conftest import assert_trees_equal
+from worlds import Faulty, Walk
+
+from purerl import envs, make_a2c, random, samplers
+from purerl.algos import A2CConfig
+
+KINDS = {
+    "serial": samplers.serial,
+    "parallel": partial(samplers.parallel, n_workers=2),
+    "central": partial(samplers.central, n_workers=2),
+    "buffered": partial(samplers.buffered, n_workers=2),
+}
+CONFIG = A2CConfig(n_envs=4, n_steps=5, hidden=(8,))
+
+
+def walk_algo():
+    return make_a2c(envs.host(Walk).spec, CONFIG)
+
+
+def run(kind, make, n_batches=4, **options):
+    algo = walk_algo()
+    with kind(make, algo, random.key(0), **options) as feed:
+        feed.publish(algo.init(random.key(1)))
+        return [next(feed) for _ in range(n_batches)], feed.lost
+
+
+def flagged(tmp_path, fault, **kwargs):
+    """Environments of which one goes wrong once."""
+    (tmp_path / "flag").write_text("")
+    return partial(Faulty, fault, flag=str(tmp_path / "flag"), **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["serial", "parallel", "central", "buffered"])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raise", r"environment [0-3]: step raised ZeroDivisionError: the world ended"),
+        ("shape", r"environment [0-3]: observation has shape \(4,\), but its space has \(3,\)"),
+        ("dtype", r"environment [0-3]: observation has dtype complex64, but its space has float32"),
+        ("nan", r"environment [0-3]: observation is NaN"),
+        ("reward", r"environment [0-3]: reward is NaN"),
+        ("word", r"environment [0-3]: step returned the reward 'much', which is not a number"),
+    ],
+)
+def test_an_environment_that_does_wrong_is_named(kind, fault, message, tmp_path):
+    with pytest.raises(samplers.EnvError, match=message):
+        run(KINDS[kind], flagged(tmp_path, fault))
+    assert not children()
+
+
+@pytest.mark.parametrize("kind", ["serial", "central"])
+def test_an_environment_that_raises_in_reset_is_named(kind):
+    with pytest.raises(samplers.EnvError, match=r"environment [0-3]: reset raised ZeroDivisionError"):
+        run(KINDS[kind], partial(Faulty, "raise", at=0))
+
+
+def test_the_trace_of_the_worker_is_told(tmp_path):
+    with pytest.raises(samplers.EnvError, match=r"in worker [01]:\nTraceback(.|\n)*worlds.py"):
+        run(KINDS["parallel"], flagged(tmp_path, "raise"))
+
+
+@pytest.mark.parametrize("kind", ["parallel", "central"])
+def test_an_environment_that_hangs_is_named(kind, tmp_path):
+    start = time.monotonic()
+    message = r"environment [0-3] has not answered for 1 s; restarts = 0 allows no more"
+    with pytest.raises(samplers.WorkerError, match=message):
+        run(KINDS[kind], flagged(tmp_path, "hang"), timeout=1, restarts=0)
+    assert time.monotonic() - start < 60
+    assert not children()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"), [("die", r"worker [01] \(environments .*\) was killed by SIGKILL"), ("exit", "ended with exit code 7")]
+)
+@pytest.mark.parametrize("kind", ["parallel", "central", "buffered"])
+def test_a_dead_worker_is_replaced_up_to_the_limit(kind, fault, message, tmp_path):
+    with pytest.warns(UserWarning, match=message + r"; it is replaced, a fragment is lost, 0 restarts are left"):
+        batches, lost = run(KINDS[kind], flagged(tmp_path, fault, at=12), restarts=1)
+    assert lost == 1
+    assert len(batches) == 4
+    assert batches[2].inputs.first[0].all()  # all environments begin anew
+    with pytest.raises(samplers.WorkerError, match=message + r"; restarts = 0 allows no more"):
+        run(KINDS[kind], flagged(tmp_path, fault, at=12), restarts=0)
+    assert not children()
+
+
+def test_a_hanging_worker_is_replaced(tmp_path):
+    with pytest.warns(UserWarning, match=r"environment [0-3] has not answered for 1 s; it is replaced"):
+        batches, lost = run(KINDS["parallel"], flagged(tmp_path, "hang"), timeout=1, restarts=2)
+    assert (len(batches), lost) == (4, 1)
+
+
+def test_a_worker_killed_between_two_batches():
+    algo = walk_algo()
+    with samplers.parallel(Walk, algo, random.key(0), n_workers=2) as feed, pytest.warns(UserWarning, match="SIGKILL"):
+        feed.publish(algo.init(random.key(1)))
+        next(feed)
+        os.kill(children()[0], signal.SIGKILL)
+        time.sleep(0.2)
+        next(feed)
+        assert feed.lost == 1
+
+
+def test_64_environments():
+    few = A2CConfig(n_envs=64, n_steps=5, hidden=(8,))
+    algo = make_a2c(envs.host(Walk).spec, few)
+    batches = []
+    for kind in (samplers.serial, partial(samplers.parallel, n_workers=8)):
+        with kind(Walk, algo, random.key(0)) as feed:
+            feed.publish(algo.init(random.key(1)))
+            batches.append([next(feed) for _ in range(3)])
+    for a, b in zip(*batches, strict=True):
+        assert_trees_equal(a, b)
+
+
+def children():
+    """The worker processes of this process: those of its fork server, and its own."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (path / "stat").read_text()
+            parent, state = int(text.rpartition(")")[2].split()[1]), text.rpartition(")")[2].split()[0]
+            line = (path / "cmdline").read_bytes()
+            grandparent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1]) if parent > 1 else 0
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if grandparent == os.getpid() and b"forkserver" in line and state != "Z":
+            found.append(int(path.name))
+    return sorted(found)
+
+
+def test_200_feeds_leave_nothing():
+    algo = walk_algo()
+    state = algo.init(random.key(1))
+
+    def use(kind, n_batches=1):
+        with kind(Walk, algo, random.key(0)) as feed:
+            feed.publish(state)
+            for _ in range(n_batches):
+                next(feed)
+
+    def left():
+        gc.collect()
+        shared = [name for name in os.listdir("/dev/shm") if name.startswith(("pym-", "psm_", "sem."))]
+        return len(os.listdir("/proc/self/fd")), len(children()), len(shared)
+
+    kinds = [KINDS["serial"], KINDS["parallel"], KINDS["central"], KINDS["buffered"]]
+    for kind in kinds:
+        use(kind)
+    before = left()
+    for i in range(200):
+        use(kinds[i % 4], i % 2)
+    after = left()
+    assert after[0] <= before[0] + 2
+    assert after[1:] == (0, before[2])
+
+
+def test_a_feed_that_is_forgotten_ends_its_workers():
+    algo = walk_algo()
+    feed = samplers.parallel(Walk, algo, random.key(0), n_workers=2)
+    feed.publish(algo.init(random.key(1)))
+    next(feed)
+    assert len(children()) == 2
+    del feed
+    gc.collect()
+    assert not children()
+
+
+def test_an_exception_in_the_loop_ends_the_workers():
+    algo = walk_algo()
+    with pytest.raises(KeyError), samplers.buffered(Walk, algo, random.key(0), n_workers=2) as feed:
+        feed.publish(algo.init(random.key(1)))
+        next(feed)
+        raise KeyError("in the loop")
+    assert not children()
+    with pytest.raises(RuntimeError, match="feed: it is closed"):
+        next(feed)
+
+
+LEARNER = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_faults import children, walk_algo
+from functools import partial
+from purerl import random, samplers
+from worlds import Faulty, Walk
+
+if __name__ == "__main__":
+    algo = walk_algo()
+    make = partial(Faulty, "hang", at=30) if {hang} else Walk
+    with samplers.parallel(make, algo, random.key(0), n_workers=2) as feed:
+        feed.publish(algo.init(random.key(1)))
+        print(*children(), flush=True)
+        for batch in feed:
+            pass
+"""
+
+
+def start_learner(tmp_path, hang=False):
+    script = tmp_path / "learner.py"
+    script.write_text(LEARNER.format(tests=str(Path(__file__).parent), hang=hang))
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    learner = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    workers = [int(pid) for pid in learner.stdout.readline().split()]
+    assert len(workers) == 2, learner.communicate()[1]
+    return learner, workers
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("hang", [False, True])
+def test_no_worker_outlives_a_killed_learner(tmp_path, hang):
+    learner, workers = start_learner(tmp_path, hang)
+    time.sleep(1.0)
+    assert all(map(alive, workers))
+    learner.kill()
+    learner.wait()
+    deadline = time.monotonic() + 10
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+
+
+def test_ctrl_c_ends_everything(tmp_path):
+    learner, workers = start_learner(tmp_path)
+    time.sleep(0.5)
+    for pid in (learner.pid, *workers):  # a terminal sends it to all
+        os.kill(pid, signal.SIGINT)
+    _, said = learner.communicate(timeout=30)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert said.count("Traceback") == 1
+    assert not any(map(alive, workers))
+
+
+def test_a_script_without_the_guard_is_told_so(tmp_path):
+    script = tmp_path / "unguarded.py"
+    text = LEARNER.format(tests=str(Path(__file__).parent), hang=False)
+    head, _, body = text.partition('if __name__ == "__main__":\n')
+    script.write_text(head + "\n".join(line[4:] for line in body.splitlines()))
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, timeout=120
+    )
+    assert done.returncode != 0
+    assert 'put what it runs under: if __name__ == "__main__":' in done.stderr

@@ -2,7 +2,8 @@
 
 from purerl import distributions, envs, losses, nets, normalize, optim, random, tree
 from purerl.algos import A2CConfig, PPOConfig, make_a2c, make_ppo
-from purerl.base import Algorithm, Batch, Env, EnvSpec, Inputs
+from purerl.base import Algorithm, Batch, Env, EnvSpec, Inputs, Policy
+from purerl.policies import make_policy
 from purerl.rollout import fuse, rollout
 from purerl.transforms import compile, scan, specialize, vmap
 
@@ -16,12 +17,14 @@ __all__ = [
     "EnvSpec",
     "Inputs",
     "PPOConfig",
+    "Policy",
     "compile",
     "distributions",
     "envs",
     "fuse",
     "losses",
     "make_a2c",
+    "make_policy",
     "make_ppo",
     "nets",
     "normalize",

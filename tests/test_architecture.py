@@ -7,7 +7,7 @@ import purerl
 
 FLOORS = [
     {"base", "random", "tree", "config", "passes", "transforms"},
-    {"spaces", "distributions", "losses", "nets", "optim", "episodes", "normalize", "envs", "rollout"},
+    {"spaces", "distributions", "losses", "nets", "optim", "episodes", "normalize", "envs", "rollout", "policies"},
     {"algos"},
     {"samplers", "checkpoint", "logs"},
     {"train", "plot", "evaluate"},

@@ -9,7 +9,15 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.mark.parametrize(
     ("name", "args"),
-    [("gym_loop", ["3"]), ("many_seeds", ["3", "4"]), ("sweep", ["3"]), ("own_network", ["3"]), ("own_loss", ["3"])],
+    [
+        ("gym_loop", ["3"]),
+        ("many_seeds", ["3", "4"]),
+        ("sweep", ["3"]),
+        ("own_network", ["3"]),
+        ("own_loss", ["3"]),
+        ("own_loop", ["functional", "3"]),
+        ("own_loop", ["autograd", "3"]),
+    ],
 )
 def test_runs_and_prints_a_return(name, args):
     path = EXAMPLES / f"{name}.py"

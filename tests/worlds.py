@@ -20,7 +20,7 @@ SPACES = {
 
 
 class Walk(gym.Env):
-    """A state that actions push; episodes of random length up to `longest`, of which the even ones terminate and the odd ones are cut."""
+    """A state that actions push; episodes of random length up to `longest`: even ones terminate, odd ones are cut."""
 
     def __init__(self, kind="plain", longest=9, terminal=True):
         self.kind, self.longest, self.terminal = kind, longest, terminal
@@ -74,7 +74,7 @@ class Faulty(Walk):
             return result
         obs, reward, *rest = result
         wrong = self._go_wrong()
-        return (wrong["obs"] if "obs" in wrong else obs, wrong.get("reward", reward), *rest)
+        return (wrong.get("obs", obs), wrong.get("reward", reward), *rest)
 
     def _take_flag(self):
         """Whether the flag was still there: it is taken away, so that only one environment goes wrong once."""

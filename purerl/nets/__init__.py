@@ -1,6 +1,6 @@
 """Networks: ordinary modules, with their parameters outside."""
 
-from purerl.nets.init import SCHEMES, apply, init, kaiming_uniform, orthogonal
+from purerl.nets.init import SCHEMES, apply, init, kaiming_uniform, orthogonal, parameters
 from purerl.nets.modules import ACTIVATIONS, ActorCritic, Flatten, GaussianHead, NatureCNN, is_image, is_vector, linear, mlp, torso
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "linear",
     "mlp",
     "orthogonal",
+    "parameters",
     "torso",
 ]

@@ -59,6 +59,11 @@ def init(module: nn.Module, key: Tensor, scheme: Scheme = orthogonal) -> TensorD
     return TensorDict(params)
 
 
+def parameters(module: nn.Module) -> TensorDict:
+    """An ordinary module's own parameters as `init` gives them and `apply` takes them; the same memory, and part of its graph."""
+    return TensorDict(dict(module.named_parameters()))
+
+
 def apply(module: nn.Module, params: TensorDict, *inputs: Any) -> Any:
     """Run a module with the given parameters (`torch.func.functional_call`)."""
     return torch.func.functional_call(module, dict(params.items()), inputs, tie_weights=False)  # type: ignore[arg-type]

@@ -238,7 +238,10 @@ class Vector:
     def reset(self) -> None:
         start, stop = self._columns.start, self._columns.stop
         seeds = [int(x) for x in self._rows.numpy["seeds"][0][0, :, start:stop].flatten()]
-        obs, _ = self._vec.reset(seed=seeds)  # type: ignore[arg-type]
+        try:
+            obs, _ = self._vec.reset(seed=seeds)  # type: ignore[arg-type]
+        except gym.error.Error:
+            obs, _ = self._vec.reset(seed=seeds[0])  # it takes one seed for all
         self._over[:] = False
         counts = np.array([random_steps(seed, self._options) for seed in seeds])
         if counts.any():

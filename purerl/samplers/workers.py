@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing import process
+from multiprocessing import forkserver, process
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
@@ -55,7 +55,8 @@ def context(start_method: str = "forkserver") -> BaseContext:
         )
     found = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
-        found.set_forkserver_preload(["purerl.samplers.workers", "purerl.samplers.acting"])
+        found.set_forkserver_preload(["purerl.samplers.preload"])
+        forkserver.ensure_running()  # it loads while this process prepares
     return found
 
 

@@ -104,12 +104,13 @@ def test_a_hanging_worker_is_replaced(tmp_path):
 
 def test_a_worker_killed_between_two_batches():
     algo = walk_algo()
-    with samplers.parallel(Walk, algo, random.key(0), n_workers=2) as feed, pytest.warns(UserWarning, match="SIGKILL"):
+    with samplers.parallel(Walk, algo, random.key(0), n_workers=2) as feed:
         feed.publish(algo.init(random.key(1)))
         next(feed)
         os.kill(children()[0], signal.SIGKILL)
         time.sleep(0.2)
-        next(feed)
+        with pytest.warns(UserWarning, match="SIGKILL"):
+            next(feed)
         assert feed.lost == 1
 
 
@@ -180,10 +181,16 @@ def test_a_feed_that_is_forgotten_ends_its_workers():
 
 def test_an_exception_in_the_loop_ends_the_workers():
     algo = walk_algo()
-    with pytest.raises(KeyError), samplers.buffered(Walk, algo, random.key(0), n_workers=2) as feed:
-        feed.publish(algo.init(random.key(1)))
-        next(feed)
-        raise KeyError("in the loop")
+    feed = samplers.buffered(Walk, algo, random.key(0), n_workers=2)
+
+    def loop():
+        with feed:
+            feed.publish(algo.init(random.key(1)))
+            for _ in feed:
+                raise KeyError("in the loop")
+
+    with pytest.raises(KeyError):
+        loop()
     assert not children()
     with pytest.raises(RuntimeError, match="feed: it is closed"):
         next(feed)

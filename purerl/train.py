@@ -173,7 +173,7 @@ def plan(
         raise ValueError(f"steps = {steps} is less than one batch of n_envs * n_steps = {batch.n_envs} * {batch.n_steps} = {n}")
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device = {device!r} is not available; this machine has only 'cpu'")
-    return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, batch.n_envs * len(lanes(run))))
+    return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, batch.n_envs))
 
 
 def choose(collecting: Collecting, env: Env | envs.HostEnv, n_envs: int) -> Collecting:
@@ -193,6 +193,8 @@ def choose(collecting: Collecting, env: Env | envs.HostEnv, n_envs: int) -> Coll
         collecting = dataclasses.replace(collecting, sampler=samplers.suggest(env, n_envs, collecting.n_workers))
     if collecting.sampler == "native":
         envs.vector_host(env)
+    if collecting.n_workers:
+        samplers.check_workers(collecting.sampler, n_envs, collecting.n_workers)
     if env.make is None and collecting.reset == "wait":
         raise ValueError(f"reset = 'wait' needs environments that are stepped one by one, but {env.spec.id} is a VectorEnv")
     return collecting

@@ -1,6 +1,7 @@
 """What a user may do wrong ends in one line that says what is allowed, and leaves nothing behind."""
 
 import contextlib
+import json
 import os
 import pty
 import subprocess
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 
 from purerl.cli import main
 
+GYM = ["train", "ppo", "--env", "gym:CartPole-v1", "--out", "OUT"]
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", "--out", "OUT"]
 
 
@@ -45,6 +47,19 @@ def invoke(args, tmp_path):
             ["train", "ppo", "--env", "gym:Blackjack-v1", "--out", "OUT", "--normalize-obs"],
             "normalize_obs = True needs a Box of floats",
         ),
+        (
+            [*TRAIN, "--sampler", "parallel"],
+            "sampler = 'parallel' is for environments of the outside world, but CartPole-v1 is pure",
+        ),
+        ([*TRAIN, "--sampler", "fastest"], "'fastest' is not one of 'auto', 'fused', 'serial', 'parallel'"),
+        ([*TRAIN, "--env-option", "longest"], "'longest' is not NAME=VALUE"),
+        ([*TRAIN, "--n-workers", "-1"], "Collecting.n_workers = -1 is not an integer at least 0"),
+        ([*GYM, "--sampler", "parallel", "--n-workers", "9"], "n_workers = 9 is not between 1 and n_envs = 4"),
+        ([*GYM, "--sampler", "alternating", "--n-workers", "3"], "n_workers = 3 is not even, which two halves need"),
+        ([*GYM, "--env-option", "colour=3"], "colour"),
+        (["train", "ppo", "--env", "ALE/Pung-v5", "--out", "OUT"], "'ALE/Pung-v5' is not known; did you mean ALE/Pong-v5"),
+        (["train", "ppo", "--env", "ALE/Pong-v5", "--reset", "wait", "--out", "OUT"], "reset = 'wait' needs environments"),
+        (["train", "ppo", "--env", "no_such_module:Env-v0", "--out", "OUT"], "no_such_module"),
         (["resume", "OUT"], "run: holds no run ("),
         (["eval", "OUT"], "run: holds no run ("),
         (["plot", "OUT"], "run: no progress.csv with rows below it"),
@@ -153,3 +168,34 @@ def test_train_plot_eval_and_video_in_a_real_terminal(tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
     assert "seed_000  return" in evaluated.stdout
     assert (tmp_path / "run" / "v.gif").read_bytes()[:3] == b"GIF"
+
+
+MODULE = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Mine(CartPoleEnv):
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated, {"angle": float(obs[2])}
+
+gym.register("Mine-v0", Mine, max_episode_steps=30)
+"""
+
+
+@pytest.mark.parametrize("sampler", ["auto", "serial", "parallel", "central", "alternating", "buffered"])
+def test_bring_your_own_environment(tmp_path, sampler):
+    """A module in a package in the working folder, as its user runs it."""
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "my_module.py").write_text(MODULE)
+    args = ["train", "a2c", "--env", "my_package.my_module:Mine-v0", "--steps", "640", "--hidden", "8", "--infos", "angle"]
+    command = [os.path.join(os.path.dirname(sys.executable), "purerl"), *args, "--sampler", sampler, "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["collecting"]["sampler"] != "auto"
+    header, *rows = (tmp_path / "run" / "seed_000" / "progress.csv").read_text().splitlines()
+    assert "angleAverage" in header
+    assert len(rows) > 0

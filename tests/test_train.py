@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import assert_trees_equal
 
-from purerl import envs, make_a2c, random, vmap
+from purerl import envs, logs, make_a2c, random, samplers, vmap
 from purerl import train as training
 from purerl.algos import A2CConfig
 from purerl.evaluate import evaluate
@@ -99,7 +99,7 @@ def test_host_run_logs_resumes_and_evaluates(tmp_path):
     assert reports[-1].steps == 640
     assert json.loads((tmp_path / "seed_001" / "params.json").read_text())["seed"] == 1
     assert list((tmp_path / "tb").rglob("events*"))
-    longer = training.Run(**{**training.dataclasses.asdict(run), "steps": 960})
+    longer = training.dataclasses.replace(run, steps=960)
     training.train(longer, tmp_path, resume=True)
     _, table = read_rows(tmp_path / "seed_000" / "progress.csv")
     assert [int(row["Diagnostics/CumSteps"]) for row in table] == list(range(32, 961, 32))
@@ -127,3 +127,80 @@ def test_plan_gives_each_variant_its_lanes():
 def test_load_run_of_a_folder_without_one(tmp_path):
     with pytest.raises(ValueError, match=r": holds no run \("):
         training.load_run(Path(tmp_path))
+
+
+def read_evaluations(folder):
+    _, rows = logs.read_rows(folder / "evaluation.csv")
+    return [
+        (int(row["Diagnostics/CumSteps"]), float(row["Evaluation/ReturnAverage"]), int(row["Evaluation/Episodes"])) for row in rows
+    ]
+
+
+def test_evaluation_while_training_in_front_or_behind(tmp_path):
+    found = []
+    for background in (False, True):
+        evaluating = training.Evaluating(eval_every=200, eval_episodes=3, eval_background=background)
+        run = training.plan("a2c", "CartPole-v1", 2, 640, SMALL, evaluating=evaluating)
+        out = tmp_path / str(background)
+        training.prepare(out, run)
+        training.train(run, out)
+        found.append([read_evaluations(out / f"seed_00{i}") for i in range(2)])
+    assert found[0] == found[1]
+    assert [steps for steps, *_ in found[0][0]] == [224, 416, 608, 640]
+    assert all(episodes == 3 and 8 <= mean <= 500 for lane in found[0] for _, mean, episodes in lane)
+
+
+@pytest.mark.parametrize("sampler", ["serial", "parallel", "central", "alternating", "buffered"])
+def test_a_run_through_any_sampler(tmp_path, sampler):
+    collecting = training.Collecting(sampler=sampler, n_workers=0 if sampler == "serial" else 2, infos=("depth",))
+    run = training.plan("a2c", "worlds:Walk-v0", 2, 320, SMALL, env_options={"longest": 5}, collecting=collecting)
+    training.prepare(tmp_path, run)
+    assert training.load_run(tmp_path).collecting == run.collecting
+    training.train(run, tmp_path)
+    _, rows = read_rows(tmp_path / "seed_000" / "progress.csv")
+    last = rows[-1]
+    for column in ("ReturnAverage", "LengthAverage", "DiscountedReturnAverage", "NonzeroRewardsAverage", "depthAverage"):
+        assert np.isfinite(float(last[column])), column
+    assert 1 <= float(last["LengthAverage"]) <= 5
+    assert last["Diagnostics/LostFragments"] == "0"
+
+
+def faulty(tmp_path, fault, restarts):
+    (tmp_path / "flag").write_text("")
+    options = {"fault": fault, "at": 30, "flag": str(tmp_path / "flag")}
+    collecting = training.Collecting(sampler="parallel", n_workers=2, restarts=restarts)
+    run = training.plan("a2c", "worlds:Faulty-v0", 1, 640, SMALL, env_options=options, collecting=collecting)
+    training.prepare(tmp_path / "run", run)
+    return run
+
+
+def test_training_goes_on_without_a_worker_that_died(tmp_path):
+    run = faulty(tmp_path, "die", restarts=1)
+    with pytest.warns(UserWarning, match="it is replaced, a fragment is lost"):
+        training.train(run, tmp_path / "run")
+    _, rows = read_rows(tmp_path / "run" / "seed_000" / "progress.csv")
+    assert rows[-1]["Diagnostics/LostFragments"] == "1"
+    assert rows[-1]["Diagnostics/CumSteps"] == "640"
+
+
+@pytest.mark.parametrize(("fault", "error"), [("die", samplers.WorkerError), ("raise", samplers.EnvError)])
+def test_what_cannot_go_on_leaves_a_whole_checkpoint(tmp_path, fault, error):
+    run = faulty(tmp_path, fault, restarts=0)
+    with pytest.raises(error):
+        training.train(run, tmp_path / "run")
+    state, meta = training.load_state(tmp_path / "run", run, *training.build(run))
+    assert state.algo.steps.item() == meta["update"] * 32
+    training.train(run, tmp_path / "run", resume=True)  # the flag is gone: nothing goes wrong again
+    _, rows = read_rows(tmp_path / "run" / "seed_000" / "progress.csv")
+    assert rows[-1]["Diagnostics/CumSteps"] == "640"
+
+
+def test_the_sampler_suits_the_environment():
+    def chosen(env, **options):
+        return training.plan("ppo", env, 1, 10_000, options).collecting.sampler
+
+    assert chosen("CartPole-v1") == "fused"
+    assert chosen("ALE/Pong-v5") == "native"
+    assert chosen("HalfCheetah-v5", n_envs=1) == "serial"
+    assert samplers.suggest(envs.host("gym:CartPole-v1"), 2) in ("serial", "parallel")
+    assert samplers.suggest(envs.host("gym:CartPole-v1"), 4, n_workers=2) == "parallel"

@@ -71,7 +71,7 @@ def host(env: "str | HostEnv | Callable[[], gym.Env]", **kwargs: Any) -> HostEnv
     if env.startswith("ALE/"):
         return atari(env, **kwargs)
     id = env.removeprefix("gym:")
-    found = _known(id, partial(gym.make, id, **kwargs))
+    found = _known(id, partial(gym.make, id, **kwargs), kwargs)
     spec, limit = found.spec, found.spec.max_episode_steps if found.spec else None
     described = EnvSpec(id, found.observation_space, found.action_space, limit)
     found.close()
@@ -136,9 +136,13 @@ def _vector_spec(vec: gym.vector.VectorEnv) -> EnvSpec:
     return EnvSpec(name, vec.single_observation_space, vec.single_action_space)
 
 
-def _known(id: str, make: Callable[[], gym.Env]) -> gym.Env:
+def _known(id: str, make: Callable[[], gym.Env], kwargs: dict[str, Any]) -> gym.Env:
     try:
         return make()
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise ValueError(f"environment: {id!r} does not take the options {kwargs}: {error}") from None
     except (
         gym.error.NameNotFound,
         gym.error.NamespaceNotFound,

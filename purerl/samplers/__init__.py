@@ -1,6 +1,17 @@
 """Samplers: where batches come from when the environment is not pure; one interface, and an arrangement of processes each."""
 
-from purerl.samplers.arrangements import KINDS, alternating, buffered, central, make, native, parallel, serial, suggest
+from purerl.samplers.arrangements import (
+    KINDS,
+    alternating,
+    buffered,
+    central,
+    check_workers,
+    make,
+    native,
+    parallel,
+    serial,
+    suggest,
+)
 from purerl.samplers.feeds import Feed
 from purerl.samplers.stepping import EnvError
 from purerl.samplers.workers import WorkerError, context, settle_in
@@ -13,6 +24,7 @@ __all__ = [
     "alternating",
     "buffered",
     "central",
+    "check_workers",
     "context",
     "make",
     "native",

@@ -200,8 +200,7 @@ def alternating(
         overlap: a half steps on as soon as it has its actions; without, only one half steps at a time.
     """
     n_workers = n_workers or 2 * max(1, cores() // 2)
-    if n_workers % 2:
-        raise ValueError(f"n_workers = {n_workers} is not even, which two halves need")
+    check_workers("alternating", size_of(policy, "n_envs", n_envs), n_workers)
     setup, limits = _set_up_workers(env, policy, key, n_envs, n_steps, n_workers, options)
     half, per_half = -(-setup.plan.n_envs // 2), n_workers // 2
     halves = (range(half), range(half, setup.plan.n_envs))
@@ -290,6 +289,18 @@ def suggest(env: envs.HostEnv, n_envs: int, n_workers: int = 0) -> str:
     return "parallel" if each * n_envs > WORTH_WORKERS else "serial"
 
 
+def check_workers(sampler: str, n_envs: int, n_workers: int) -> None:
+    """Whether a sampler can share its environments between so many workers.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not 1 <= n_workers <= n_envs:
+        raise ValueError(f"n_workers = {n_workers} is not between 1 and n_envs = {n_envs}")
+    if sampler == "alternating" and n_workers % 2:
+        raise ValueError(f"n_workers = {n_workers} is not even, which two halves need")
+
+
 def _set_up_workers(
     env: EnvLike,
     policy: Algorithm | Policy,
@@ -304,6 +315,7 @@ def _set_up_workers(
     method, pinned = options.pop("start_method", "forkserver"), options.pop("cores", None)
     size = size_of(policy, "n_envs", n_envs)
     n_workers = min(cores(), size) if n_workers is None else n_workers
+    check_workers("parallel", size, n_workers)
     if timeout <= 0:
         raise ValueError(f"timeout = {timeout} is not a number of seconds above 0")
     if restarts < 0:

@@ -73,8 +73,6 @@ def set_up(
     """
     check_spaces(host.spec, policy.spec)
     n_envs, n_steps = (size_of(policy, which, x) for which, x in (("n_envs", n_envs), ("n_steps", n_steps)))
-    if not 1 <= n_workers <= n_envs:
-        raise ValueError(f"n_workers = {n_workers} is not between 1 and n_envs = {n_envs}")
     if reset not in ("mid", "wait"):
         raise ValueError(f"reset = {reset!r} is not one of mid, wait")
     if decorrelate < 0:

@@ -1,6 +1,7 @@
 """Acting on a step of a fragment: from memory to memory, a tile of environments a call."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -14,34 +15,55 @@ READ, WRITTEN = ("obs", "action", "reward", "first", "carry", "noise"), ("sent",
 LASTING = ("action", "carry")  # of what is written: a step's stands in the row after it
 
 
-def make_act(policy: Algorithm | Policy, rows: Rows, columns: range) -> Callable[[int], None]:
+def make_act(policy: Algorithm | Policy, rows: Rows, columns: range) -> tuple[Callable[[int], None], list[Callable[[int], None]]]:
     """Compile `act(t)` for these columns of every seed, with the parameters in the rows.
 
     An environment's numbers do not depend on which columns act together: the tiles are the same ones.
-    """
-    plan = rows.plan
-    calls = []
-    for i in plan.tiles(columns):
-        tile = range(i * plan.tile, (i + 1) * plan.tile)
-        mine = range(max(tile.start, columns.start), min(tile.stop, columns.stop))
-        whole = len(mine) == min(tile.stop, plan.n_envs) - tile.start
-        read = _moments(rows, READ, tile, plan.n_steps)
-        written = _moments(rows, WRITTEN, tile, plan.n_steps)
-        calls.append((mine, tile, read, written, None if whole else [_room(x) for x in written[0]]))
 
-    params = rows.torch["params"]
-    example = _nested(rows, READ, calls[0][2][0])
-    program = specialize_into(vmap(act_packed(policy, plan)), calls[0][3][0], params, *example)
+    Returns:
+        `act(t)`, and its parts, one a tile, which may run at the same time.
+    """
+    plan, params = rows.plan, rows.torch["params"]
+    read = {i: _moments(rows, READ, range(i * plan.tile, (i + 1) * plan.tile)) for i in plan.tiles(columns)}
+    written = {i: _moments(rows, WRITTEN, range(i * plan.tile, (i + 1) * plan.tile)) for i in plan.tiles(columns)}
+    first = plan.tiles(columns).start
+    program = specialize_into(vmap(act_packed(policy, plan)), written[first][0], params, *_nested(rows, READ, read[first][0]))
+
+    def whole(args: list[list[Tensor]]) -> Callable[[int], None]:
+        return lambda t: program(args[t].copy())
+
+    def shared(args: list[list[Tensor]], spare: list[Tensor], places: list[list[Tensor]], cut: slice) -> Callable[[int], None]:
+        def act(t: int) -> None:
+            program(args[t].copy())
+            for place, x in zip(places[t], spare, strict=True):
+                place[:, cut] = x[:, cut]
+
+        return act
+
+    parts = []
+    for i in plan.tiles(columns):
+        tile = range(i * plan.tile, min((i + 1) * plan.tile, plan.n_envs))
+        mine = range(max(tile.start, columns.start), min(tile.stop, columns.stop))
+        if mine == tile:
+            parts.append(whole([[*w, *params, *r] for w, r in zip(written[i], read[i], strict=True)]))
+        else:  # others write into this tile too
+            spare = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in written[i][0]]
+            cut = slice(mine.start - tile.start, mine.stop - tile.start)
+            parts.append(shared([[*spare, *params, *r] for r in read[i]], spare, written[i], cut))
 
     def act(t: int) -> None:
-        for mine, tile, read, written, spare in calls:
-            if spare is None:
-                program([*written[t], *params, *read[t]])
-                continue
-            program([*spare, *params, *read[t]])  # others write into this tile too
-            cut = slice(mine.start - tile.start, mine.stop - tile.start)
-            for place, x in zip(written[t], spare, strict=True):
-                place[:, cut] = x[:, cut]
+        for part in parts:
+            part(t)
+
+    return act, parts
+
+
+def side_by_side(parts: list[Callable[[int], None]], pool: ThreadPoolExecutor) -> Callable[[int], None]:
+    """`act(t)` whose parts run in threads; the compiled code lets go of the interpreter."""
+
+    def act(t: int) -> None:
+        for done in [pool.submit(part, t) for part in parts]:
+            done.result()
 
     return act
 
@@ -49,7 +71,7 @@ def make_act(policy: Algorithm | Policy, rows: Rows, columns: range) -> Callable
 def make_device_act(policy: Algorithm | Policy, rows: Rows, columns: range, params: list[Tensor]) -> Callable[[int], None]:
     """`act(t)` for these columns of every seed in one call on the device of the packed parameters."""
     device = params[0].device
-    read, written = (_moments(rows, names, columns, rows.plan.n_steps) for names in (READ, WRITTEN))
+    read, written = (_moments(rows, names, columns) for names in (READ, WRITTEN))
     there = [x.to(device) for x in read[0]]
     program, _ = specialize(vmap(act_packed(policy, rows.plan)), params, *_nested(rows, READ, there))
 
@@ -61,14 +83,13 @@ def make_device_act(policy: Algorithm | Policy, rows: Rows, columns: range, para
     return act
 
 
-def _moments(rows: Rows, names: tuple[str, ...], columns: range, n_steps: int) -> list[list[Tensor]]:
+def _moments(rows: Rows, names: tuple[str, ...], columns: range) -> list[list[Tensor]]:
     """For each step the leaves `[S, len(columns), ...]` of some names: those that act reads, or those it writes."""
-    late = names is WRITTEN
     leaves = []
     for name in names:
-        shift = 1 if late and name in LASTING else 0
+        after = int(names is WRITTEN and name in LASTING)
         for x in rows.torch[name]:
-            leaves.append(x[shift : shift + n_steps, :, columns.start : columns.stop].unbind(0))
+            leaves.append(x[after : after + rows.plan.n_steps, :, columns.start : columns.stop].unbind(0))
     return [list(moment) for moment in zip(*leaves, strict=True)]
 
 
@@ -76,8 +97,3 @@ def _nested(rows: Rows, names: tuple[str, ...], leaves: list[Tensor]) -> list[An
     """The leaves of one step as one list for each name."""
     rest = iter(leaves)
     return [[next(rest) for _ in rows.torch[name]] for name in names]
-
-
-def _room(like: Tensor) -> Tensor:
-    """Memory of the same shape and strides."""
-    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)

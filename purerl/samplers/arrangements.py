@@ -3,18 +3,21 @@
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from torch import Tensor
 
 from purerl import envs
 from purerl.base import Algorithm, Policy
 from purerl.samplers import workers as processes
-from purerl.samplers.acting import make_act, make_device_act
+from purerl.samplers.acting import make_act, make_device_act, side_by_side
 from purerl.samplers.asynchronous import AsynchronousFeed
 from purerl.samplers.crew import Crew, Limits
 from purerl.samplers.feeds import BufferedFeed, Feed, FragmentFeed, Setup, set_up, size_of
@@ -23,6 +26,7 @@ from purerl.samplers.schedules import Group, alternate, in_one_thread, take_turn
 from purerl.samplers.stepping import Options, Stepper, Vector, make_stepper
 from purerl.samplers.workers import WorkerError
 
+WORTH_THREADS = 300e-6  # seconds of one tile's inference
 WORTH_WORKERS = 150e-6  # seconds of a step of all environments
 EnvLike = str | envs.HostEnv | Callable[[], gym.Env]
 
@@ -98,30 +102,39 @@ def native(
 
 def _in_process(setup: Setup, make: Callable[..., Stepper]) -> FragmentFeed:
     columns, rows = range(setup.plan.n_envs), Rows(setup.plan)
-    stepper = make(setup.host, rows, columns, setup.options, rows.numpy["mark"][0])
-    try:
-        act, params = _actor(setup, rows, columns)
+    with ExitStack() as closing:
+        stepper = make(setup.host, rows, columns, setup.options, rows.numpy["mark"][0])
+        closing.callback(stepper.close)
+        (act,), params = _actors(setup, rows, [columns], closing)
         group = Group(act, stepper.step, lambda: None)
         collect = partial(in_one_thread, together, group, setup.plan.n_steps)
-        return FragmentFeed(setup, rows, collect, stepper.reset, params, stepper.close, _no_workers)
-    except BaseException:
-        stepper.close()
-        raise
+        feed = FragmentFeed(setup, rows, collect, stepper.reset, params, closing.pop_all().close, _no_workers)
+    return feed
 
 
 def _no_workers(error: WorkerError) -> None:
     raise error
 
 
-def _actor(setup: Setup, rows: Rows, *parts: range) -> tuple[Any, list[Tensor]]:
-    """For each part of the environments what acts for it in this process, and the parameters that it reads."""
-    device = setup.keys.device
-    if device.type == "cpu":
-        acts, params = [make_act(setup.policy, rows, part) for part in parts], rows.torch["params"]
-    else:
-        params = [x.to(device) for x in rows.torch["params"]]
-        acts = [make_device_act(setup.policy, rows, part, params) for part in parts]
-    return (acts if len(acts) > 1 else acts[0]), params
+def _actors(
+    setup: Setup, rows: Rows, groups: Sequence[range], closing: ExitStack
+) -> tuple[list[Callable[[int], None]], list[Tensor]]:
+    """For each group of environments what acts for it in this process, and the parameters that it reads."""
+    if setup.keys.device.type != "cpu":
+        params = [x.to(setup.keys.device) for x in rows.torch["params"]]
+        return [make_device_act(setup.policy, rows, group, params) for group in groups], params
+    acts = []
+    for group in groups:
+        act, parts = make_act(setup.policy, rows, group)
+        act(0)
+        start = time.perf_counter()
+        act(0)
+        if cores() > 1 and len(parts) > 1 and (time.perf_counter() - start) / len(parts) > WORTH_THREADS:
+            pool = ThreadPoolExecutor(cores(), "purerl acting", initializer=lambda: torch.set_num_threads(1))
+            closing.callback(pool.shutdown)
+            act = side_by_side(parts, pool)
+        acts.append(act)
+    return acts, rows.torch["params"]
 
 
 def parallel(
@@ -176,7 +189,7 @@ def central(
     setup, limits = _set_up_workers(env, policy, key, n_envs, n_steps, n_workers, options)
     crew = Crew(setup, split(setup.plan.n_envs, limits.n_workers), limits, acts=False)
     with crew.closed_on_error():
-        act, params = _actor(setup, crew.rows, range(setup.plan.n_envs))
+        (act,), params = _actors(setup, crew.rows, [range(setup.plan.n_envs)], crew.closing)
         group = crew.group(act, range(limits.n_workers))
         return crew.feed(partial(in_one_thread, together, group, setup.plan.n_steps), params)
 
@@ -207,7 +220,7 @@ def alternating(
     parts = [range(h.start + p.start, h.start + p.stop) for h in halves for p in split(len(h), per_half)]
     crew = Crew(setup, parts, limits, acts=False)
     with crew.closed_on_error():
-        acts, params = _actor(setup, crew.rows, *halves)
+        acts, params = _actors(setup, crew.rows, halves, crew.closing)
         a, b = (crew.group(act, range(i * per_half, (i + 1) * per_half)) for i, act in enumerate(acts))
         schedule = alternate if overlap else take_turns
         return crew.feed(partial(in_one_thread, schedule, a, b, setup.plan.n_steps), params)

@@ -16,7 +16,7 @@ from purerl.samplers.acting import LASTING as LATE
 from purerl.samplers.acting import READ, WRITTEN
 from purerl.samplers.feeds import Published, Setup, noise_of, seed
 from purerl.samplers.fragments import LASTING, Rows, act_packed
-from purerl.samplers.stepping import info_value
+from purerl.samplers.stepping import check_numbers, info_value
 from purerl.transforms import specialize_into, vmap
 
 
@@ -81,10 +81,11 @@ class AsynchronousFeed:
                 self._open()
             while self._taken.min() < (self._fragment + 1) * self._setup.plan.n_steps:
                 self._step()
+            rows = self._fragments.pop(self._fragment)
+            check_numbers(rows)
         except BaseException:
             self.close()
             raise
-        rows = self._fragments.pop(self._fragment)
         self._fragment += 1
         batch = rows.batch(self._setup.single, self._setup.keys.device)
         self._spare.append(rows)

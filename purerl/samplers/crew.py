@@ -52,7 +52,9 @@ class Crew:
         def hung(i: int, mark: int) -> str:
             return names[i] if mark < 0 else name(self.rows, parts[i], mark % (setup.plan.n_seeds * len(parts[i])))
 
+        self.closing = contextlib.ExitStack()
         self.workers = Workers(jobs, names, self.rows.numpy["mark"][0], hung, limits.timeout, limits.start_method, limits.cores)
+        self.closing.callback(self.workers.close)
 
     @contextlib.contextmanager
     def closed_on_error(self) -> Iterator[None]:
@@ -60,7 +62,7 @@ class Crew:
         try:
             yield
         except BaseException:
-            self.workers.close()
+            self.closing.close()
             raise
 
     def order(self, members: range, order: bytes, number: int = 0) -> None:
@@ -86,7 +88,7 @@ class Crew:
             self.wait(everyone)
 
         with self.closed_on_error():
-            return FragmentFeed(self.setup, self.rows, collect, reset, params, self.workers.close, self.revive, self.workers.kill)
+            return FragmentFeed(self.setup, self.rows, collect, reset, params, self.closing.close, self.revive, self.workers.kill)
 
     def revive(self, error: WorkerError) -> None:
         """Replace the workers that died or hang; all other environments begin anew as well."""
@@ -111,7 +113,7 @@ def _make_handler(
     """In a worker: its environments, its policy if it has one, and what its orders mean."""
     rows = Rows(plan, block)
     stepper = make_stepper(host, rows, columns, options, rows.numpy["mark"][0][number : number + 1])
-    act = make_act(policy, rows, columns) if policy is not None else None
+    act = make_act(policy, rows, columns)[0] if policy is not None else None
 
     def fragment() -> None:
         assert act is not None

@@ -13,7 +13,7 @@ from purerl import envs, random, tree
 from purerl.base import Algorithm, Batch, Policy
 from purerl.rollout import draw_ahead
 from purerl.samplers.fragments import Plan, Rows, param_places, plan
-from purerl.samplers.stepping import Options
+from purerl.samplers.stepping import Options, check_numbers
 from purerl.samplers.workers import WorkerError
 from purerl.spaces import check_spaces
 from purerl.transforms import specialize, vmap
@@ -219,6 +219,7 @@ class FragmentFeed:
             self._rows.begin()
             self._draw(self._rows, self._fragment)
             self._collect()
+            check_numbers(self._rows)
         except WorkerError as error:
             self._revive(error)
             self._opened = False

@@ -146,6 +146,7 @@ class Rows:
 
     def __init__(self, plan: Plan, block: Any = None) -> None:
         self.plan = plan
+        self._batch_structure: Any = None
         self.block = np.zeros(n_bytes(plan), np.uint8) if block is None else block
         self.numpy: dict[str, list[np.ndarray]] = {}
         at = 0
@@ -180,47 +181,64 @@ class Rows:
     def batch(self, single: bool, device: torch.device) -> Batch:
         """A copy as the batch `[S, T, B]`, or `[T, B]` of the single seed, on a device."""
         n_envs, n_steps = self.plan.n_envs, self.plan.n_steps
+        before, after, last = slice(0, n_steps), slice(1, None), slice(n_steps, None)
 
-        def take(x: Tensor, rows: slice) -> Tensor:
-            part = x[rows, :, :n_envs].transpose(0, 1)  # [S, T, B, ...]
-            owned = (part[0] if single else part).clone(memory_format=torch.contiguous_format)
-            return owned if device.type == "cpu" else owned.pin_memory().to(device, non_blocking=True)
+        def take(name: str, rows: slice = slice(None)) -> list[Tensor]:
+            parts = [x[rows, :, :n_envs].transpose(0, 1) for x in self.torch[name]]  # [S, T, B, ...]
+            return [(x[0] if single else x).clone(memory_format=torch.contiguous_format) for x in parts]
 
-        def leaf(name: str, rows: slice = slice(None)) -> Tensor:
-            return take(self.torch[name][0], rows)
+        def inputs(rows: slice) -> list[Any]:
+            (first,) = take("first", rows)
+            prev_action = [masked(first, x) for x in take("action", rows)]
+            return [*take("obs", rows), *prev_action, *take("reward", rows), first]
 
-        def nested(name: str, rows: slice = slice(None)) -> Any:
-            return tree.unflatten(self.plan.structures[name], [take(x, rows) for x in self.torch[name]])
+        def moment(leaves: list[Tensor]) -> list[Tensor]:
+            return [x.squeeze(0 if single else 1) for x in leaves]
 
-        def inputs(rows: slice) -> Inputs:
-            first = leaf("first", rows)
-            prev_action = masked(first, nested("action", rows))
-            return Inputs(obs=nested("obs", rows), prev_action=prev_action, prev_reward=leaf("reward", rows), first=first)
-
-        def moment(at_one: Any) -> Any:
-            return tree.map(lambda x: x.squeeze(0 if single else 1), at_one)
-
-        raw, reward = leaf("raw_reward"), leaf("reward", slice(1, None))
-        episode = {
-            "reward": torch.where(raw.isnan(), reward, raw),
-            "opens": leaf("opens"),
-            "over": leaf("over"),
-            **{name: take(x, slice(None)) for name, x in zip(self.plan.infos, self.torch["infos"], strict=True)},
-        }
-        batch = Batch(
-            inputs=inputs(slice(0, n_steps)),
-            action=nested("action", slice(1, None)),
-            reward=reward,
-            terminated=leaf("terminated"),
-            truncated=leaf("truncated"),
-            valid=leaf("valid"),
-            extras=nested("extras"),
-            carry=moment(nested("carry", slice(0, 1))),
-            last=moment(inputs(slice(n_steps, None))),
-            episode=TensorDict(episode),
+        (reward,), (raw,) = take("reward", after), take("raw_reward")
+        leaves = tree.leaves(
+            [
+                *inputs(before),
+                take("action", after),
+                reward,
+                *(take(name) for name in ("terminated", "truncated", "valid", "extras")),
+                moment(take("carry", slice(0, 1))),
+                moment(inputs(last)),
+                torch.where(raw.isnan(), reward, raw),
+                *(take(name) for name in ("opens", "over", "infos")),
+            ]
         )
-        leaves, structure = tree.flatten(batch)
-        return batch if single else tree.unflatten(tree.batched(structure, 1), leaves)
+        if device.type != "cpu":
+            leaves = [x.pin_memory().to(device, non_blocking=True) for x in leaves]
+        if self._batch_structure is None:
+            self._batch_structure = self._structure_of_batch(leaves, 0 if single else 1)
+        return tree.unflatten(self._batch_structure, leaves)
+
+    def _structure_of_batch(self, leaves: list[Tensor], lanes: int) -> Any:
+        """The batch's structure, whose leaves these are in order."""
+        rest = iter(leaves)
+
+        def nested(name: str) -> Any:
+            return tree.unflatten(self.plan.structures[name], [next(rest) for _ in self.torch[name]])
+
+        def inputs() -> Inputs:
+            return Inputs(obs=nested("obs"), prev_action=nested("action"), prev_reward=next(rest), first=next(rest))
+
+        batch = Batch(
+            inputs=inputs(),
+            action=nested("action"),
+            reward=next(rest),
+            terminated=next(rest),
+            truncated=next(rest),
+            valid=next(rest),
+            extras=nested("extras"),
+            carry=nested("carry"),
+            last=inputs(),
+            episode=TensorDict({name: next(rest) for name in ("reward", "opens", "over", *self.plan.infos)}),
+        )
+        found, structure = tree.flatten(batch)
+        assert [x.data_ptr() for x in found] == [x.data_ptr() for x in leaves]
+        return tree.batched(structure, lanes)
 
 
 def n_bytes(plan: Plan) -> int:

@@ -1,7 +1,6 @@
 """Stepping some columns of a fragment's environments: one `gym.Env` each, or a `gymnasium.vector.VectorEnv` for all of them."""
 
 import copy
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -77,7 +76,8 @@ class Envs:
     """
 
     def __init__(self, make: Callable[[], gym.Env], rows: Rows, columns: range, options: Options, mark: np.ndarray) -> None:
-        self._rows, self._columns, self._options, self._mark = rows, columns, options, mark
+        self._rows, self._columns, self._options = rows, columns, options
+        self._mark = memoryview(mark)  # type: ignore[arg-type]
         self._places = [place(rows, columns, j) for j in range(rows.plan.n_seeds * len(columns))]
         self._envs: list[gym.Env] = []
         try:
@@ -92,9 +92,9 @@ class Envs:
             for (path, part), out in zip(spaces.parts(space), rows.numpy["obs"], strict=True)
         ]
         self._nested = bool(self._obs[0][0])
-        self._floats = [x for x in rows.numpy["obs"] if x.dtype.kind == "f"]
-        self._action = spaces.composer(self._envs[0].action_space)
-        self._reset = [False] * len(self._envs)
+        action_space = self._envs[0].action_space
+        self._compose = spaces.composer(action_space) if spaces.parts(action_space)[0][0] else None
+        self._resets = [False] * len(self._envs)
         self._calls = 0
 
     def reset(self) -> None:
@@ -112,25 +112,29 @@ class Envs:
                 obs, _, terminated, truncated, info = self._call(j, "step", partial(env.step, action))
                 over = info.get(GAME_OVER, terminated or truncated)
             self._see(n_steps, j, obs)
-            self._reset[j] = over
-        self._check(n_steps)
+            self._resets[j] = over
+
+    def _actions(self, t: int) -> Any:
+        """What each environment is sent; a copy, which it may keep."""
+        start, stop = self._columns.start, self._columns.stop
+        leaves = [x[t, :, start:stop].copy().reshape(len(self._envs), *x.shape[3:]) for x in self._rows.numpy["sent"]]
+        return leaves[0] if self._compose is None else [self._compose(list(one)) for one in zip(*leaves, strict=True)]
 
     def step(self, t: int) -> None:
-        rows, n = self._rows.numpy, len(self._columns)
-        actions = [x[t][:, self._columns.start : self._columns.stop].reshape(len(self._envs), *x.shape[3:]) for x in rows["sent"]]
+        rows, resets, mark, see = self._rows.numpy, self._resets, self._mark, self._see
         rewards: list[Any] = []
-        for j, env in enumerate(self._envs):
-            if self._reset[j]:
+        call = self._calls
+        for j, (env, action) in enumerate(zip(self._envs, self._actions(t), strict=True)):
+            if resets[j]:
                 rewards.append(0.0)
                 self._open(t, j)
                 continue
-            self._calls += 1
-            self._mark[0] = self._calls * len(self._envs) + j
+            mark[0] = call + j
             try:
-                obs, reward, terminated, truncated, info = env.step(self._action([x[j] for x in actions]))
+                obs, reward, terminated, truncated, info = env.step(action)
             except Exception as error:
                 raise self._failed(j, "step", error) from error
-            self._see(t + 1, j, obs)
+            see(t + 1, j, obs)
             rewards.append(reward)
             if info:
                 raw = info.get(RAW_REWARD)
@@ -138,12 +142,13 @@ class Envs:
                     rows["raw_reward"][0][(t, *self._places[j])] = raw
             if terminated or truncated:
                 self._end(t, j, terminated, truncated, info)
+        self._calls += len(self._envs)
+        start, stop = self._columns.start, self._columns.stop
         try:
-            rows["reward"][0][t + 1][:, self._columns.start : self._columns.stop] = np.asarray(rewards, np.float32).reshape(-1, n)
+            rows["reward"][0][t + 1, :, start:stop].flat[:] = rewards
         except (ValueError, TypeError):
             j = next(j for j, r in enumerate(rewards) if np.ndim(r) or not np.isreal(r))
             raise EnvError(f"{self._name(j)}: step returned the reward {rewards[j]!r}, which is not a number") from None
-        self._check(t + 1)
 
     def _open(self, t: int, j: int) -> None:
         """The step after an episode's end: reset, or wait."""
@@ -155,14 +160,14 @@ class Envs:
             return
         self._see(t + 1, j, self._call(j, "reset", self._envs[j].reset)[0])
         rows["first"][0][t + 1, s, b] = rows["opens"][0][t, s, b] = True
-        self._reset[j] = False
+        self._resets[j] = False
 
     def _end(self, t: int, j: int, terminated: bool, truncated: bool, info: dict) -> None:
         """An episode's end, of the game too unless the environment says otherwise."""
         rows, at = self._rows.numpy, (t, *self._places[j])
         rows["terminated"][0][at], rows["truncated"][0][at] = terminated, truncated
         over = bool(info.get(GAME_OVER, True))
-        rows["over"][0][at] = self._reset[j] = over
+        rows["over"][0][at] = self._resets[j] = over
         if not over:
             rows["first"][0][(t + 1, *self._places[j])] = True
         else:
@@ -184,18 +189,9 @@ class Envs:
         if not np.can_cast(x.dtype, dtype, "same_kind"):
             raise EnvError(f"{self._name(j)}: observation{field} has dtype {x.dtype}, but its space has {dtype}")
 
-    def _check(self, t: int) -> None:
-        """No observation and no reward is NaN."""
-        start, stop = self._columns.start, self._columns.stop
-        for what, out in [*(("observation", x) for x in self._floats), ("reward", self._rows.numpy["reward"][0])]:
-            seen = out[t][:, start:stop]
-            if math.isnan(seen.sum()) and np.isnan(seen).any():
-                s, b = np.argwhere(np.isnan(seen))[0][:2]
-                raise EnvError(f"{self._name(s * len(self._columns) + b)}: {what} is NaN")
-
     def _call(self, j: int, what: str, f: Callable[[], Any]) -> Any:
-        self._calls += 1
-        self._mark[0] = self._calls * len(self._envs) + j
+        self._mark[0] = self._calls + j
+        self._calls += len(self._envs)
         try:
             return f()
         except Exception as error:
@@ -280,8 +276,6 @@ class Vector:
         resets, ended = self._over, terminated | truncated
         self._over = info.get(GAME_OVER, ended)
         self._put("reward", t + 1, reward)
-        if np.isnan(reward).any():
-            raise EnvError(f"{name(self._rows, self._columns, int(np.isnan(reward).argmax()))}: reward is NaN")
         if RAW_REWARD in info:
             self._put("raw_reward", t, info[RAW_REWARD])
         if resets.any() or ended.any():
@@ -309,12 +303,24 @@ class Vector:
             if x.shape != out.shape[1:]:
                 raise EnvError(f"environments: observations have shape {x.shape[2:]}, but their space has {out.shape[3:]}")
             out[t] = x
-            if x.dtype.kind == "f" and math.isnan(x.sum()) and np.isnan(x).any():
-                s, b = np.argwhere(np.isnan(x))[0][:2]
-                raise EnvError(f"{name(self._rows, self._columns, int(s * len(self._columns) + b))}: observation is NaN")
 
     def close(self) -> None:
         self._vec.close()
+
+
+def check_numbers(rows: Rows) -> None:
+    """No observation and no reward of the fragment is NaN.
+
+    Raises:
+        EnvError: naming the environment.
+    """
+    n_envs, floats = rows.plan.n_envs, [x for x in rows.numpy["obs"] if x.dtype.kind == "f"]
+    for what, x in [*(("observation", x) for x in floats), ("reward", rows.numpy["reward"][0])]:
+        seen = x[:, :, :n_envs]
+        if np.isnan(seen.sum()) and np.isnan(seen).any():
+            t, s, b = np.argwhere(np.isnan(seen))[0][:3]
+            who = name(rows, range(n_envs), int(s * n_envs + b))
+            raise EnvError(f"{who}: {what} is NaN after step {t} of {rows.plan.n_steps} of the batch")
 
 
 def info_value(info: dict, key: str, who: str) -> Any:

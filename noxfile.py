@@ -39,6 +39,7 @@ def bench(session: nox.Session) -> None:
     """Speed against Stable-Baselines3 and against the floors, as ratios of one run."""
     install(session, "bench")
     session.run("python", "examples/bench.py", *session.posargs)
+    session.run("python", "examples/bench_samplers.py", *session.posargs)
 
 
 @nox.session

@@ -18,7 +18,6 @@ import torch
 
 from purerl import PPOConfig, compile, envs, make_ppo, random, samplers
 from purerl.samplers import arrangements, stepping
-from purerl.samplers.acting import make_act
 from purerl.samplers.feeds import set_up
 from purerl.samplers.fragments import Rows
 
@@ -26,12 +25,15 @@ N_ENVS = 8
 
 
 class Timed(gym.Env):
-    """Steps that cost so many seconds, at work or asleep; episodes of 200 steps."""
+    """Steps that cost so many seconds, at work or asleep, and show a vector or an image; episodes of 200 steps."""
 
-    observation_space, action_space = gym.spaces.Box(-1, 1, (4,), np.float32), gym.spaces.Discrete(2)
+    action_space = gym.spaces.Discrete(2)
 
-    def __init__(self, seconds: float, asleep: bool) -> None:
-        self.seconds, self.asleep, self.obs = seconds, asleep, np.zeros(4, np.float32)
+    def __init__(self, seconds: float, asleep: bool, image: bool = False) -> None:
+        vector, picture = gym.spaces.Box(-1, 1, (4,), np.float32), gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+        self.observation_space = picture if image else vector
+        self.seconds, self.asleep = seconds, asleep
+        self.obs = np.zeros(self.observation_space.shape, self.observation_space.dtype)
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -83,11 +85,14 @@ def workloads() -> dict[str, Workload]:
         "central, 8 workers": partial(samplers.central, **many),
         "alternating, 8 workers": partial(samplers.alternating, **many),
     }
+    eight = {name: f for name, f in sleeping.items() if name not in python}
+    asleep_image = partial(Timed, 1e-3, True, image=True)
     busy, asleep, cheetah = partial(Timed, 20e-6, False), partial(Timed, 1e-3, True), partial(gym.make, "HalfCheetah-v5")
     game = {**python, "native": samplers.native, "native, async of 4": partial(samplers.native, batch_size=4)}
     return {
         "busy": Workload("(a) an environment of 20 us", envs.host(busy), busy, 128, python),
         "sleep": Workload("(b) an environment that sleeps 1 ms", envs.host(asleep), asleep, 32, sleeping),
+        "sleep-image": Workload("(b) the same, Nature CNN", envs.host(asleep_image), asleep_image, 32, eight),
         "cheetah": Workload("(c) HalfCheetah-v5", envs.make("HalfCheetah-v5"), cheetah, 128, python),
         "pong": Workload("(d) ALE/Pong-v5, Nature CNN", envs.make("ALE/Pong-v5"), pong, 32, game),
     }
@@ -115,7 +120,7 @@ def async_vector(work: Workload) -> Iterator[Callable[[], None]]:
     if len(space.shape) == 3:
         layers: list[Any] = [torch.nn.Conv2d(4, 32, 8, 4), torch.nn.ReLU(), torch.nn.Conv2d(32, 64, 4, 2), torch.nn.ReLU()]
         layers += [torch.nn.Conv2d(64, 64, 3, 1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(3136, 512), torch.nn.ReLU()]
-        layers.append(torch.nn.Linear(512, 6))
+        layers.append(torch.nn.Linear(512, 6))  # as many actions as needed are looked at
     else:
         n = space.shape[0]
         layers = [torch.nn.Linear(n, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 6)]
@@ -150,7 +155,6 @@ def floors(work: Workload) -> tuple[float, float, float]:
     config = PPOConfig(n_envs=N_ENVS, n_steps=work.n_steps, shared_torso=len(work.env.spec.observation_space.shape) == 3)
     setup = set_up(work.env, make_ppo(work.env.spec, config), random.key(0), None, None)
     rows = Rows(setup.plan)
-    act, _ = make_act(setup.policy, rows, range(N_ENVS))
     raw = float("nan")
     if work.env.make_vec is not None:
         times = []
@@ -175,7 +179,9 @@ def floors(work: Workload) -> tuple[float, float, float]:
                         env.reset()
 
         bare = _median(step_all, 5) / work.n_steps
-    inference = _median(lambda: [act(t) for t in range(work.n_steps)], 9) / work.n_steps
+    with ExitStack() as stack:
+        (act,), _ = arrangements._actors(setup, rows, [range(N_ENVS)], stack)
+        inference = _median(lambda: [act(t) for t in range(work.n_steps)], 9) / work.n_steps
     return bare, inference, raw
 
 
@@ -221,11 +227,15 @@ def measure(work: Workload, rounds: int) -> None:
     )
     print("" if np.isnan(raw) else f"; ALE alone on {cores} threads {raw * 1e6:,.0f} us = {N_ENVS / raw:,.0f} steps/s")
     print(f"{'':28}{'steps/s':>10}{'of the better peer':>20}{'a step':>12}{'over its floor':>16}")
+    asleep = "sleep" in work.title or "same" in work.title
     limits = {
         "serial": bare + inference,
         "parallel": (bare + inference) / 2,
+        "parallel, 8 workers": bare / 8 + inference / cores,
         "central": bare / 2 + inference,
         "alternating": max(bare / 2, inference, (bare + inference) / cores),
+        "central, 8 workers": bare / (8 if asleep else cores) + inference,
+        "alternating, 8 workers": max(bare / (8 if asleep else cores), inference),
         "native": (bare if np.isnan(raw) else raw) + inference,
     }
     for name, each in seconds.items():
@@ -267,7 +277,7 @@ def overlap(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", help="busy, sleep, cheetah, pong, overlap")
+    parser.add_argument("names", nargs="*", help="busy, sleep, sleep-image, cheetah, pong, overlap")
     parser.add_argument("--scale", type=float, default=1.0, help="length of the runs")
     args = parser.parse_args()
     torch.set_num_threads(1)  # faster for the peers too, whose environments need the other core

@@ -245,7 +245,7 @@ def _eval(folder: Path, episodes: int, steps: int, seed: int, video: Path | None
 @main.command("plot")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="the picture [FOLDER/curve.png]")
-@click.option("--column", default="ReturnAverage", show_default=True, help="of progress.csv")
+@click.option("--column", default="ReturnAverage", show_default=True, help="of progress.csv, or of evaluation.csv")
 @_user_errors
 def _plot(folders: tuple[Path, ...], out: Path | None, column: str) -> None:
     """Draw learning curves of one or several runs."""

@@ -9,7 +9,7 @@ from purerl.logs import STEPS, read_rows
 
 
 def read_curves(folder: Path, column: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The curves below a run's folder, by variant.
+    """The curves below a run's folder, by variant; those of a column `Evaluation/...` are in `evaluation.csv`.
 
     Returns:
         For each variant, steps `[N]` and values `[seeds, N]`, cut to the steps that all its seeds have reached.
@@ -18,7 +18,8 @@ def read_curves(folder: Path, column: str) -> dict[str, tuple[np.ndarray, np.nda
         ValueError: no `progress.csv` with rows below the folder, or no such column.
     """
     groups = defaultdict(list)
-    for path in sorted(folder.rglob("progress.csv")):
+    name = "evaluation.csv" if column.startswith("Evaluation/") else "progress.csv"
+    for path in sorted(folder.rglob(name)):
         header, rows = read_rows(path)
         if rows and column not in header:
             raise ValueError(f"{path}: no column {column!r}; it has {', '.join(header)}")
@@ -27,7 +28,7 @@ def read_curves(folder: Path, column: str) -> dict[str, tuple[np.ndarray, np.nda
             curve = [(float(row[STEPS]), float(row[column])) for row in rows]
             groups["" if variant == "." else variant].append(np.array(curve))
     if not groups:
-        raise ValueError(f"{folder}: no progress.csv with rows below it")
+        raise ValueError(f"{folder}: no {name} with rows below it")
     curves = {}
     for variant, seeds in groups.items():
         n = min(len(seed) for seed in seeds)

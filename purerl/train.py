@@ -193,8 +193,8 @@ def choose(collecting: Collecting, env: Env | envs.HostEnv, n_envs: int) -> Coll
         collecting = dataclasses.replace(collecting, sampler=samplers.suggest(env, n_envs, collecting.n_workers))
     if collecting.sampler == "native":
         envs.vector_host(env)
-    if collecting.n_workers:
-        samplers.check_workers(collecting.sampler, n_envs, collecting.n_workers)
+    if collecting.sampler not in ("serial", "native"):
+        samplers.check_workers(collecting.sampler, n_envs, collecting.n_workers or 1 + (collecting.sampler == "alternating"))
     if env.make is None and collecting.reset == "wait":
         raise ValueError(f"reset = 'wait' needs environments that are stepped one by one, but {env.spec.id} is a VectorEnv")
     return collecting

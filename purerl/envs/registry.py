@@ -77,7 +77,10 @@ def host(env: "str | HostEnv | Callable[[], gym.Env]", **kwargs: Any) -> HostEnv
     found.close()
     assert spec is not None
     # Made of its spec: another process need not have registered it. Samplers check more than Gymnasium's checker, and faster.
-    return HostEnv(described, partial(gym.make, spec, disable_env_checker=True))
+    many = None
+    if spec.vector_entry_point is not None:
+        many = lambda n_envs, n_threads: gym.make_vec(spec, n_envs, "vector_entry_point")  # noqa: E731
+    return HostEnv(described, partial(gym.make, spec, disable_env_checker=True), many)
 
 
 def atari(id: str, **kwargs: Any) -> HostEnv:
@@ -104,10 +107,6 @@ def vector_host(env: "str | HostEnv | gym.vector.VectorEnv | Callable[[int], gym
         example.close()
         return HostEnv(_vector_spec(example), make_vec=lambda n_envs, n_threads: env(n_envs))
     found = host(env, **kwargs)
-    if found.make_vec is None and isinstance(env, str):
-        id = env.removeprefix("gym:")
-        if gym.spec(id).vector_entry_point is not None:
-            return found._replace(make_vec=lambda n, _: gym.make_vec(id, n, "vector_entry_point", **kwargs))
     if found.make_vec is None:
         raise ValueError(f"environment: {found.spec.id!r} has no vector implementation; sampler = 'native' needs one")
     return found
@@ -115,10 +114,10 @@ def vector_host(env: "str | HostEnv | gym.vector.VectorEnv | Callable[[int], gym
 
 def to_vector(host: HostEnv, n_envs: int) -> gym.vector.VectorEnv:
     """So many of them as one `VectorEnv` in this process."""
-    if host.make_vec is not None:
-        return host.make_vec(n_envs, 1)
-    assert host.make is not None
-    return gym.vector.SyncVectorEnv([host.make] * n_envs)
+    if host.make is not None:
+        return gym.vector.SyncVectorEnv([host.make] * n_envs)
+    assert host.make_vec is not None
+    return host.make_vec(n_envs, 1)
 
 
 def _describe(name: str, make: Callable[[], gym.Env]) -> HostEnv:

@@ -212,8 +212,9 @@ def alternating(
         n_workers: processes, an even number.
         overlap: a half steps on as soon as it has its actions; without, only one half steps at a time.
     """
-    n_workers = n_workers or 2 * max(1, cores() // 2)
-    check_workers("alternating", size_of(policy, "n_envs", n_envs), n_workers)
+    size = size_of(policy, "n_envs", n_envs)
+    n_workers = n_workers or 2 * max(1, min(cores(), size) // 2)
+    check_workers("alternating", size, n_workers)
     setup, limits = _set_up_workers(env, policy, key, n_envs, n_steps, n_workers, options)
     half, per_half = -(-setup.plan.n_envs // 2), n_workers // 2
     halves = (range(half), range(half, setup.plan.n_envs))

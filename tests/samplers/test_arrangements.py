@@ -1,5 +1,7 @@
 """Every arrangement of processes gives the same batches."""
 
+import subprocess
+import sys
 from functools import partial
 
 import gymnasium as gym
@@ -12,6 +14,7 @@ from worlds import Walk
 
 from purerl import envs, make_a2c, make_ppo, random, samplers, tree, vmap
 from purerl.algos import A2CConfig, PPOConfig
+from purerl.samplers.acting import make_act, make_device_act
 
 
 def vectors(make):
@@ -91,6 +94,63 @@ def test_wide_layers_and_images_too():
         for other in others:
             for a, b in zip(first, other, strict=True):
                 assert_trees_equal(a, b)
+
+
+def test_acting_on_a_device_gives_nearly_the_same():
+    """All environments in one call, as on a GPU, here on the CPU: the bits may differ, the numbers may not."""
+    algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=6, n_steps=5, hidden=(8,)))
+    state = algo.init(random.key(0))
+    with samplers.serial(Walk, algo, random.key(0)) as feed:
+        feed.publish(state)
+        next(feed)
+        rows = feed._rows
+        act, _ = make_act(algo, rows, range(6))
+        act_there = make_device_act(algo, rows, range(6), [x.clone() for x in rows.torch["params"]])
+        for t in range(5):
+            act(t)
+            expected = [x[t, :, :6].clone() for name in ("sent", "extras") for x in rows.torch[name]]
+            for name in ("sent", "extras"):
+                for x in rows.torch[name]:
+                    x[t] = 0
+            act_there(t)
+            found = [x[t, :, :6] for name in ("sent", "extras") for x in rows.torch[name]]
+            assert_trees_equal(found, expected, rtol=1e-5, atol=1e-6)
+
+
+SCRIPT = """
+import gymnasium as gym
+import numpy as np
+from purerl import envs, make_a2c, random, samplers
+from purerl.algos import A2CConfig
+
+class Mine(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,), np.float32), gym.spaces.Discrete(2)
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        return np.zeros(2, np.float32), float(action), False, False, {}
+
+if __name__ == "__main__":
+    scale = 2.0
+    class Scaled(gym.RewardWrapper):
+        def reward(self, reward):
+            return scale * reward
+    for make in (Mine, lambda: Scaled(Mine())):
+        algo = make_a2c(envs.host(make).spec, A2CConfig(n_envs=2, n_steps=50, hidden=(8,)))
+        with samplers.parallel(make, algo, random.key(0), n_workers=2) as feed:
+            feed.publish(algo.init(random.key(0)))
+            print(next(feed).reward.max().item())
+"""
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_environments_of_a_script_reach_the_workers(tmp_path, start_method):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.replace("n_workers=2", f"n_workers=2, start_method={start_method!r}"))
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1.0", "2.0"]
 
 
 def test_spawn_gives_them_too():

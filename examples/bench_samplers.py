@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from purerl import PPOConfig, compile, envs, make_ppo, random, samplers
-from purerl.samplers import arrangements, stepping
+from purerl.samplers import arrangements
+from purerl.samplers.acting import make_act
 from purerl.samplers.feeds import set_up
 from purerl.samplers.fragments import Rows
 
@@ -67,6 +68,8 @@ class Workload(NamedTuple):
     make_one: Callable[[], gym.Env]
     n_steps: int
     feeds: dict[str, Callable[..., samplers.Feed]]
+    hidden: tuple[int, ...] = (64, 64)
+    asleep: bool = False
 
 
 def workloads() -> dict[str, Workload]:
@@ -91,8 +94,9 @@ def workloads() -> dict[str, Workload]:
     game = {**python, "native": samplers.native, "native, async of 4": partial(samplers.native, batch_size=4)}
     return {
         "busy": Workload("(a) an environment of 20 us", envs.host(busy), busy, 128, python),
-        "sleep": Workload("(b) an environment that sleeps 1 ms", envs.host(asleep), asleep, 32, sleeping),
-        "sleep-image": Workload("(b) the same, Nature CNN", envs.host(asleep_image), asleep_image, 32, eight),
+        "sleep": Workload("(b) an environment that sleeps 1 ms", envs.host(asleep), asleep, 32, sleeping, asleep=True),
+        "sleep-wide": Workload("(b) the same, MLP 1024x1024", envs.host(asleep), asleep, 32, eight, (1024, 1024), True),
+        "sleep-image": Workload("(b) the same, Nature CNN", envs.host(asleep_image), asleep_image, 32, eight, asleep=True),
         "cheetah": Workload("(c) HalfCheetah-v5", envs.make("HalfCheetah-v5"), cheetah, 128, python),
         "pong": Workload("(d) ALE/Pong-v5, Nature CNN", envs.make("ALE/Pong-v5"), pong, 32, game),
     }
@@ -101,14 +105,14 @@ def workloads() -> dict[str, Workload]:
 def sb3(work: Workload) -> Iterator[Callable[[], None]]:
     """Stable-Baselines3's PPO collecting its rollouts from a SubprocVecEnv."""
     from stable_baselines3 import PPO
-    from stable_baselines3.common.callbacks import CallbackList
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
     image = len(work.env.spec.observation_space.shape) == 3
     vec = SubprocVecEnv([work.make_one] * N_ENVS, start_method="forkserver")
-    model = PPO("CnnPolicy" if image else "MlpPolicy", vec, n_steps=work.n_steps, batch_size=N_ENVS * work.n_steps, device="cpu")
+    settings: dict[str, Any] = {} if image else {"policy_kwargs": {"net_arch": list(work.hidden)}}
+    size = N_ENVS * work.n_steps
+    model = PPO("CnnPolicy" if image else "MlpPolicy", vec, n_steps=work.n_steps, batch_size=size, device="cpu", **settings)
     _, callback = model._setup_learn(1 << 30)
-    assert isinstance(callback, CallbackList) or callback is not None
     yield lambda: model.collect_rollouts(model.env, callback, model.rollout_buffer, work.n_steps)
     vec.close()
 
@@ -123,7 +127,8 @@ def async_vector(work: Workload) -> Iterator[Callable[[], None]]:
         layers.append(torch.nn.Linear(512, 6))  # as many actions as needed are looked at
     else:
         n = space.shape[0]
-        layers = [torch.nn.Linear(n, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 6)]
+        a, b = work.hidden
+        layers = [torch.nn.Linear(n, a), torch.nn.Tanh(), torch.nn.Linear(a, b), torch.nn.Tanh(), torch.nn.Linear(b, 6)]
     net, discrete = torch.nn.Sequential(*layers), isinstance(work.env.spec.action_space, gym.spaces.Discrete)
     n_actions = work.env.spec.action_space.n if discrete else 6
     obs = torch.zeros((work.n_steps, N_ENVS, *space.shape), dtype=torch.uint8 if len(space.shape) == 3 else torch.float32)
@@ -149,40 +154,71 @@ def async_vector(work: Workload) -> Iterator[Callable[[], None]]:
     vec.close()
 
 
-def floors(work: Workload) -> tuple[float, float, float]:
-    """Seconds of a step of all environments, bare and in this process; of the bare compiled inference for it; and, where there is a
-    vector environment with threads of its own, of its raw step."""
-    config = PPOConfig(n_envs=N_ENVS, n_steps=work.n_steps, shared_torso=len(work.env.spec.observation_space.shape) == 3)
-    setup = set_up(work.env, make_ppo(work.env.spec, config), random.key(0), None, None)
+class Floors(NamedTuple):
+    """Seconds of a step of all environments, without a sampler.
+
+    Attributes:
+        stepping: bare, one after the other in this process.
+        inference: bare compiled inference, as a feed in this process does it; `lone`: on one core.
+        both: stepping and inference by turns, which leave each other a colder cache.
+        raw, raw_both: of a vector environment with threads of its own, the same.
+    """
+
+    stepping: float
+    inference: float
+    lone: float
+    both: float
+    raw: float = float("nan")
+    raw_both: float = float("nan")
+
+
+def floors(work: Workload) -> Floors:
+    algo = make_ppo(work.env.spec, config_of(work))
+    setup = set_up(work.env, algo, random.key(0), None, None)
     rows = Rows(setup.plan)
-    raw = float("nan")
-    if work.env.make_vec is not None:
-        times = []
-        for threads in (1, arrangements.cores()):
-            vec = work.env.make_vec(N_ENVS, threads)
-            vec.reset(seed=0)
-            sent = [vec.action_space.sample() for _ in range(work.n_steps)]
-            times.append(_median(lambda vec=vec, sent=sent: [vec.step(a) for a in sent], 9) / work.n_steps)
-            vec.close()
-        bare, raw = times
-    else:
-        made = [stepping.Envs(work.env.make, rows, range(N_ENVS), stepping.Options(), rows.numpy["mark"][0])]
-        singles, action = made[0]._envs, work.env.spec.action_space.sample()
-        for env in singles:
-            env.reset(seed=0)
+    action = work.env.spec.action_space.sample()
 
-        def step_all() -> None:
-            for _ in range(work.n_steps):
-                for env in singles:
-                    *_, terminated, truncated, _ = env.step(action)
-                    if terminated or truncated:
-                        env.reset()
+    def per_step(f: Callable[[int], object]) -> float:
+        def run() -> None:
+            for t in range(work.n_steps):
+                f(t)
 
-        bare = _median(step_all, 5) / work.n_steps
+        return _median(run, 9) / work.n_steps
+
+    def steps(threads: int) -> Callable[[int], object]:
+        if work.env.make_vec is None:
+            singles = [work.env.make() for _ in range(N_ENVS)]  # type: ignore[misc]
+            for env in singles:
+                env.reset(seed=0)
+            return lambda t: [step_one(env) for env in singles]
+        vec = work.env.make_vec(N_ENVS, threads)
+        vec.reset(seed=0)
+        actions = np.full(N_ENVS, action)
+        return lambda t: vec.step(actions)
+
+    def step_one(env: gym.Env) -> None:
+        *_, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            env.reset()
+
     with ExitStack() as stack:
         (act,), _ = arrangements._actors(setup, rows, [range(N_ENVS)], stack)
-        inference = _median(lambda: [act(t) for t in range(work.n_steps)], 9) / work.n_steps
-    return bare, inference, raw
+        alone, _ = make_act(algo, rows, range(N_ENVS))
+
+        def by_turns(step: Callable[[int], object]) -> Callable[[int], object]:
+            return lambda t: (act(t), step(t))
+
+        one = steps(1)
+        found = Floors(per_step(one), per_step(act), per_step(alone), per_step(by_turns(one)))
+        if work.env.make_vec is None:
+            return found
+        several = steps(arrangements.cores())
+        return found._replace(raw=per_step(several), raw_both=per_step(by_turns(several)))
+
+
+def config_of(work: Workload) -> PPOConfig:
+    image = len(work.env.spec.observation_space.shape) == 3
+    return PPOConfig(n_envs=N_ENVS, n_steps=work.n_steps, shared_torso=image, hidden=work.hidden)
 
 
 def _median(f: Callable[[], object], rounds: int) -> float:
@@ -196,8 +232,7 @@ def _median(f: Callable[[], object], rounds: int) -> float:
 
 
 def measure(work: Workload, rounds: int) -> None:
-    config = PPOConfig(n_envs=N_ENVS, n_steps=work.n_steps, shared_torso=len(work.env.spec.observation_space.shape) == 3)
-    algo = make_ppo(work.env.spec, config)
+    algo = make_ppo(work.env.spec, config_of(work))
     state = algo.init(random.key(0))
     with ExitStack() as stack:
         contenders: dict[str, Callable[[], object]] = {}
@@ -212,7 +247,7 @@ def measure(work: Workload, rounds: int) -> None:
         for f in contenders.values():
             f()
         times: dict[str, list[float]] = {name: [] for name in contenders}
-        bare, inference, raw = floors(work)
+        floor = floors(work)
         for _ in range(rounds):
             for name, f in contenders.items():
                 start = time.perf_counter()
@@ -220,27 +255,26 @@ def measure(work: Workload, rounds: int) -> None:
                 times[name].append(time.perf_counter() - start)
         seconds = {name: statistics.median(x) / work.n_steps for name, x in times.items()}
     better = min(seconds[name] for name in peers)
-    cores = arrangements.cores()
-    print(
-        f"\n{work.title}: {N_ENVS} environments, a step of all: bare {bare * 1e6:,.0f} us, inference {inference * 1e6:,.0f} us",
-        end="",
+    cores, at_once = arrangements.cores(), N_ENVS if work.asleep else arrangements.cores()
+    parts = (
+        f"stepping {floor.stepping * 1e6:,.0f} us, inference {floor.inference * 1e6:,.0f} us, by turns {floor.both * 1e6:,.0f} us"
     )
-    print("" if np.isnan(raw) else f"; ALE alone on {cores} threads {raw * 1e6:,.0f} us = {N_ENVS / raw:,.0f} steps/s")
+    print(f"\n{work.title}: {N_ENVS} environments, a bare step of all: {parts}")
+    if not np.isnan(floor.raw):
+        print(f"ALE alone on {cores} threads: {floor.raw * 1e6:,.0f} us = {N_ENVS / floor.raw:,.0f} steps/s")
     print(f"{'':28}{'steps/s':>10}{'of the better peer':>20}{'a step':>12}{'over its floor':>16}")
-    asleep = "sleep" in work.title or "same" in work.title
     limits = {
-        "serial": bare + inference,
-        "parallel": (bare + inference) / 2,
-        "parallel, 8 workers": bare / 8 + inference / cores,
-        "central": bare / 2 + inference,
-        "alternating": max(bare / 2, inference, (bare + inference) / cores),
-        "central, 8 workers": bare / (8 if asleep else cores) + inference,
-        "alternating, 8 workers": max(bare / (8 if asleep else cores), inference),
-        "native": (bare if np.isnan(raw) else raw) + inference,
+        "serial": floor.both,
+        "parallel": (floor.stepping + floor.lone) / 2,
+        "parallel, 8 workers": floor.stepping / at_once + floor.lone / cores,
+        "central": floor.stepping / 2 + floor.inference,
+        "central, 8 workers": floor.stepping / at_once + floor.inference,
+        "alternating": max(floor.stepping / 2, floor.lone, (floor.stepping + floor.lone) / (2 + cores if work.asleep else cores)),
+        "alternating, 8 workers": max(floor.stepping / at_once + floor.lone / 2, floor.lone),
+        "native": floor.raw_both,
     }
     for name, each in seconds.items():
-        floor = limits.get(name)
-        own = "" if floor is None else f"{each / floor - 1:>15.0%}"
+        own = f"{each / limits[name] - 1:>15.0%}" if name in limits else ""
         print(f"{name:28}{N_ENVS / each:>10,.0f}{better / each:>19.2f}x{each * 1e6:>9,.0f} us{own}", flush=True)
 
 
@@ -277,7 +311,7 @@ def overlap(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", help="busy, sleep, sleep-image, cheetah, pong, overlap")
+    parser.add_argument("names", nargs="*", help="busy, sleep, sleep-wide, sleep-image, cheetah, pong, overlap")
     parser.add_argument("--scale", type=float, default=1.0, help="length of the runs")
     args = parser.parse_args()
     torch.set_num_threads(1)  # faster for the peers too, whose environments need the other core

@@ -5,6 +5,7 @@ All contenders collect by turns, a fragment each, over several rounds; a figure 
 """
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -246,6 +247,8 @@ def measure(work: Workload, rounds: int) -> None:
             stack.callback(lambda peer=peer: next(peer, None))
         for f in contenders.values():
             f()
+        gc.collect()
+        gc.freeze()  # as `purerl train` does once everything is compiled
         times: dict[str, list[float]] = {name: [] for name in contenders}
         floor = floors(work)
         for _ in range(rounds):

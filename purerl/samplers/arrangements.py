@@ -20,7 +20,7 @@ from purerl.samplers import workers as processes
 from purerl.samplers.acting import make_act, make_device_act, side_by_side
 from purerl.samplers.asynchronous import AsynchronousFeed
 from purerl.samplers.crew import Crew, Limits
-from purerl.samplers.feeds import BufferedFeed, Feed, FragmentFeed, Setup, set_up, size_of
+from purerl.samplers.feeds import BufferedFeed, Feed, FragmentFeed, Setup, closed_on_error, set_up, size_of
 from purerl.samplers.fragments import Rows
 from purerl.samplers.schedules import Group, alternate, in_one_thread, take_turns, together
 from purerl.samplers.stepping import Options, Stepper, Vector, make_stepper
@@ -102,14 +102,13 @@ def native(
 
 def _in_process(setup: Setup, make: Callable[..., Stepper]) -> FragmentFeed:
     columns, rows = range(setup.plan.n_envs), Rows(setup.plan)
-    with ExitStack() as closing:
+    with closed_on_error() as closing:
         stepper = make(setup.host, rows, columns, setup.options, rows.numpy["mark"][0])
         closing.callback(stepper.close)
         (act,), params = _actors(setup, rows, [columns], closing)
         group = Group(act, stepper.step, lambda: None)
         collect = partial(in_one_thread, together, group, setup.plan.n_steps)
-        feed = FragmentFeed(setup, rows, collect, stepper.reset, params, closing.pop_all().close, _no_workers)
-    return feed
+        return FragmentFeed(setup, rows, collect, stepper.reset, params, closing.close, _no_workers)
 
 
 def _no_workers(error: WorkerError) -> None:
@@ -162,13 +161,14 @@ def parallel(
     """
     setup, limits = _set_up_workers(env, policy, key, n_envs, n_steps, n_workers, options)
     parts = split(setup.plan.n_envs, limits.n_workers)
-    crew = Crew(setup, parts, limits, acts=True)
+    with closed_on_error() as closing:
+        crew = Crew(setup, parts, limits, closing, acts=True)
 
-    def collect() -> None:
-        crew.order(range(len(parts)), b"f")
-        crew.wait(range(len(parts)))
+        def collect() -> None:
+            crew.order(range(len(parts)), b"f")
+            crew.wait(range(len(parts)))
 
-    return crew.feed(collect, crew.rows.torch["params"])
+        return crew.feed(collect, crew.rows.torch["params"])
 
 
 def central(
@@ -187,9 +187,9 @@ def central(
         env, policy, key, n_envs, n_steps, n_workers, options: as `parallel`.
     """
     setup, limits = _set_up_workers(env, policy, key, n_envs, n_steps, n_workers, options)
-    crew = Crew(setup, split(setup.plan.n_envs, limits.n_workers), limits, acts=False)
-    with crew.closed_on_error():
-        (act,), params = _actors(setup, crew.rows, [range(setup.plan.n_envs)], crew.closing)
+    with closed_on_error() as closing:
+        crew = Crew(setup, split(setup.plan.n_envs, limits.n_workers), limits, closing, acts=False)
+        (act,), params = _actors(setup, crew.rows, [range(setup.plan.n_envs)], closing)
         group = crew.group(act, range(limits.n_workers))
         return crew.feed(partial(in_one_thread, together, group, setup.plan.n_steps), params)
 
@@ -219,9 +219,9 @@ def alternating(
     half, per_half = -(-setup.plan.n_envs // 2), n_workers // 2
     halves = (range(half), range(half, setup.plan.n_envs))
     parts = [range(h.start + p.start, h.start + p.stop) for h in halves for p in split(len(h), per_half)]
-    crew = Crew(setup, parts, limits, acts=False)
-    with crew.closed_on_error():
-        acts, params = _actors(setup, crew.rows, halves, crew.closing)
+    with closed_on_error() as closing:
+        crew = Crew(setup, parts, limits, closing, acts=False)
+        acts, params = _actors(setup, crew.rows, halves, closing)
         a, b = (crew.group(act, range(i * per_half, (i + 1) * per_half)) for i, act in enumerate(acts))
         schedule = alternate if overlap else take_turns
         return crew.feed(partial(in_one_thread, schedule, a, b, setup.plan.n_steps), params)

@@ -1,8 +1,8 @@
 """The worker processes of a feed, and the memory they share."""
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,10 +34,11 @@ class Crew:
 
     Args:
         parts: the columns of each worker.
+        closing: ends them, and whatever else the feed needs.
         acts: they act too.
     """
 
-    def __init__(self, setup: Setup, parts: Sequence[range], limits: Limits, acts: bool) -> None:
+    def __init__(self, setup: Setup, parts: Sequence[range], limits: Limits, closing: ExitStack, acts: bool) -> None:
         self.setup, self._restarts_left, self._restarts = setup, limits.restarts, limits.restarts
         block = shared_block(setup.plan, processes.context(limits.start_method))
         self.rows = Rows(setup.plan, block)
@@ -52,18 +53,9 @@ class Crew:
         def hung(i: int, mark: int) -> str:
             return names[i] if mark < 0 else name(self.rows, parts[i], mark % (setup.plan.n_seeds * len(parts[i])))
 
-        self.closing = contextlib.ExitStack()
         self.workers = Workers(jobs, names, self.rows.numpy["mark"][0], hung, limits.timeout, limits.start_method, limits.cores)
-        self.closing.callback(self.workers.close)
-
-    @contextlib.contextmanager
-    def closed_on_error(self) -> Iterator[None]:
-        """End the workers if the block fails."""
-        try:
-            yield
-        except BaseException:
-            self.closing.close()
-            raise
+        closing.callback(self.workers.close)
+        self._close = closing.close
 
     def order(self, members: range, order: bytes, number: int = 0) -> None:
         """Give all of these workers one order."""
@@ -87,8 +79,7 @@ class Crew:
             self.order(everyone, b"r")
             self.wait(everyone)
 
-        with self.closed_on_error():
-            return FragmentFeed(self.setup, self.rows, collect, reset, params, self.closing.close, self.revive, self.workers.kill)
+        return FragmentFeed(self.setup, self.rows, collect, reset, params, self._close, self.revive, self.workers.kill)
 
     def revive(self, error: WorkerError) -> None:
         """Replace the workers that died or hang; all other environments begin anew as well."""

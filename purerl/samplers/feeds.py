@@ -1,5 +1,6 @@
 """Feeds: endless iterators of batches."""
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -149,6 +150,17 @@ def seed(setup: Setup, rows: Rows, attempt: int) -> None:
         return random.randint(random.fold_in(key, attempt) if attempt else key, (setup.plan.n_envs,), 0, 1 << 31)
 
     rows.torch["seeds"][0][0, :, : setup.plan.n_envs] = torch.vmap(one)(setup.keys).cpu()
+
+
+@contextlib.contextmanager
+def closed_on_error() -> Iterator[contextlib.ExitStack]:
+    """What is to be closed with a feed, or right away if it cannot be made."""
+    closing = contextlib.ExitStack()
+    try:
+        yield closing
+    except BaseException:
+        closing.close()
+        raise
 
 
 class FragmentFeed:

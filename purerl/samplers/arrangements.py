@@ -18,9 +18,9 @@ from purerl import envs
 from purerl.base import Algorithm, Policy
 from purerl.samplers import workers as processes
 from purerl.samplers.acting import make_act, make_device_act, side_by_side
-from purerl.samplers.asynchronous import AsynchronousFeed
+from purerl.samplers.asynchronous import Asynchronous
 from purerl.samplers.crew import Crew, Limits
-from purerl.samplers.feeds import BufferedFeed, Feed, FragmentFeed, Setup, closed_on_error, set_up, size_of
+from purerl.samplers.feeds import Buffer, Feed, Fragments, Setup, closed_on_error, set_up, size_of
 from purerl.samplers.fragments import Rows
 from purerl.samplers.schedules import Group, alternate, in_one_thread, take_turns, together
 from purerl.samplers.stepping import Options, Stepper, Vector, make_stepper
@@ -38,7 +38,7 @@ def serial(
     n_envs: int | None = None,
     n_steps: int | None = None,
     **options: Any,
-) -> FragmentFeed:
+) -> Feed:
     """Collect in this process, one environment after the other: for debugging, and for few cheap environments the fastest.
 
     Args:
@@ -66,7 +66,7 @@ def native(
     *,
     batch_size: int | None = None,
     **options: Any,
-) -> FragmentFeed | AsynchronousFeed:
+) -> Feed:
     """Collect from a vector environment that brings threads of its own.
 
     Args:
@@ -92,7 +92,7 @@ def native(
         if not 1 <= batch_size <= n:
             raise ValueError(f"batch_size = {batch_size} is not between 1 and n_envs = {n}")
         vec: Any = make_vec(n, cores(), batch_size=batch_size)  # type: ignore[call-arg]
-        return AsynchronousFeed(setup, vec, batch_size)
+        return Feed(Asynchronous(setup, vec, batch_size))
 
     def make(host: envs.HostEnv, rows: Rows, columns: range, options: Options, mark: np.ndarray) -> Stepper:
         return Vector(make_vec(n, cores()), rows, columns, options, mark)
@@ -100,15 +100,15 @@ def native(
     return _in_process(setup, make)
 
 
-def _in_process(setup: Setup, make: Callable[..., Stepper]) -> FragmentFeed:
+def _in_process(setup: Setup, make: Callable[..., Stepper]) -> Feed:
     columns, rows = range(setup.plan.n_envs), Rows(setup.plan)
     with closed_on_error() as closing:
         stepper = make(setup.host, rows, columns, setup.options, rows.numpy["mark"][0])
         closing.callback(stepper.close)
         (act,), params = _actors(setup, rows, [columns], closing)
         group = Group(act, stepper.step, lambda: None)
-        collect = partial(in_one_thread, together, group, setup.plan.n_steps)
-        return FragmentFeed(setup, rows, collect, stepper.reset, params, closing.close, _no_workers)
+        fill = partial(in_one_thread, together, group, setup.plan.n_steps)
+        return Feed(Fragments(setup, rows, fill, stepper.reset, params, closing.close, _no_workers))
 
 
 def _no_workers(error: WorkerError) -> None:
@@ -145,7 +145,7 @@ def parallel(
     *,
     n_workers: int | None = None,
     **options: Any,
-) -> FragmentFeed:
+) -> Feed:
     """Collect in worker processes that each step some of the environments and act for them with a copy of the policy.
 
     Args:
@@ -164,11 +164,11 @@ def parallel(
     with closed_on_error() as closing:
         crew = Crew(setup, parts, limits, closing, acts=True)
 
-        def collect() -> None:
+        def fill() -> None:
             crew.order(range(len(parts)), b"f")
             crew.wait(range(len(parts)))
 
-        return crew.feed(collect, crew.rows.torch["params"])
+        return crew.feed(fill, crew.rows.torch["params"])
 
 
 def central(
@@ -180,7 +180,7 @@ def central(
     *,
     n_workers: int | None = None,
     **options: Any,
-) -> FragmentFeed:
+) -> Feed:
     """Collect from worker processes that only step: the actions of all environments are computed here, on the key's device.
 
     Args:
@@ -204,7 +204,7 @@ def alternating(
     n_workers: int | None = None,
     overlap: bool = True,
     **options: Any,
-) -> FragmentFeed:
+) -> Feed:
     """As `central`, in two halves: one steps while the other's actions are computed.
 
     Args:
@@ -234,9 +234,9 @@ def buffered(
     n_envs: int | None = None,
     n_steps: int | None = None,
     *,
-    of: Callable[..., FragmentFeed] = parallel,
+    of: Callable[..., Feed] = parallel,
     **options: Any,
-) -> BufferedFeed:
+) -> Feed:
     """Collect the next batch while the current one is learnt from: each batch but the first is acted with the state before the last
     one published, a staleness of exactly one update.
 
@@ -244,7 +244,11 @@ def buffered(
         env, policy, key, n_envs, n_steps, options: as `of`.
         of: the arrangement behind it; `serial` for a thread of this process, with no workers.
     """
-    return BufferedFeed(of(env, policy, key, n_envs, n_steps, **options))
+    source = of(env, policy, key, n_envs, n_steps, **options).release()
+    if not isinstance(source, Fragments):
+        source.close()
+        raise ValueError("of: an asynchronous feed, or a buffered one, is buffered already")
+    return Feed(Buffer(source))
 
 
 KINDS: dict[str, Callable[..., Feed]] = {

@@ -1,9 +1,6 @@
 """Collecting from a vector environment that gives whichever of its environments are ready first."""
 
-import weakref
-from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,7 +35,7 @@ class SendReceive(Protocol):
     def close(self) -> None: ...
 
 
-class AsynchronousFeed:
+class Asynchronous:
     """Acts for `batch_size` environments at a time. A fragment is complete when every environment has taken its steps; those that
     are ahead by then have begun the next one, with the parameters of this one.
 
@@ -49,8 +46,7 @@ class AsynchronousFeed:
     lost = 0
 
     def __init__(self, setup: Setup, vec: SendReceive, batch_size: int) -> None:
-        self._setup, self._vec = setup, vec
-        self._finalizer = weakref.finalize(self, vec.close)
+        self._setup, self._vec, self.close = setup, vec, vec.close
         self._fragments: dict[int, Rows] = {}  # by number: the one to complete, and those that some environments have begun
         self._spare: list[Rows] = []
         self._fragment = 0
@@ -71,21 +67,13 @@ class AsynchronousFeed:
     def publish(self, state: Any) -> None:
         self._published.install(self._published.used(state))
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        self._published.check(self._finalizer.alive)
-        try:
-            if not self._ready:
-                self._open()
-            while self._taken.min() < (self._fragment + 1) * self._setup.plan.n_steps:
-                self._step()
-            rows = self._fragments.pop(self._fragment)
-            check_numbers(rows)
-        except BaseException:
-            self.close()
-            raise
+    def collect(self) -> Batch:
+        if not self._ready:
+            self._open()
+        while self._taken.min() < (self._fragment + 1) * self._setup.plan.n_steps:
+            self._step()
+        rows = self._fragments.pop(self._fragment)
+        check_numbers(rows)
         self._fragment += 1
         batch = rows.batch(self._setup.single, self._setup.keys.device)
         self._spare.append(rows)
@@ -170,15 +158,6 @@ class AsynchronousFeed:
 
     def _spare_rows(self) -> Rows:
         return self._spare.pop() if self._spare else Rows(self._setup.plan)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._finalizer()
 
 
 def _stage(rows: Tensor, n: int) -> Tensor:

@@ -12,7 +12,7 @@ from purerl import envs
 from purerl.base import Algorithm, Policy
 from purerl.samplers import workers as processes
 from purerl.samplers.acting import make_act
-from purerl.samplers.feeds import FragmentFeed, Setup
+from purerl.samplers.feeds import Feed, Fragments, Setup
 from purerl.samplers.fragments import Plan, Rows, shared_block
 from purerl.samplers.schedules import Group, together
 from purerl.samplers.stepping import Options, make_stepper, name
@@ -71,7 +71,7 @@ class Crew:
         """Workers that step together what `act` acts for."""
         return Group(act, lambda t: self.order(members, b"s", t), lambda: self.wait(members))
 
-    def feed(self, collect: Callable[[], None], params: list[Tensor]) -> FragmentFeed:
+    def feed(self, fill: Callable[[], None], params: list[Tensor]) -> Feed:
         """The feed of these workers."""
         everyone = range(len(self.workers))
 
@@ -79,7 +79,7 @@ class Crew:
             self.order(everyone, b"r")
             self.wait(everyone)
 
-        return FragmentFeed(self.setup, self.rows, collect, reset, params, self._close, self.revive, self.workers.kill)
+        return Feed(Fragments(self.setup, self.rows, fill, reset, params, self._close, self.revive, self.workers.kill))
 
     def revive(self, error: WorkerError) -> None:
         """Replace the workers that died or hang; all other environments begin anew as well."""
@@ -88,7 +88,7 @@ class Crew:
         if self._restarts_left == 0:
             raise WorkerError(f"{error}; restarts = {self._restarts} allows no more") from None
         self._restarts_left -= 1
-        warnings.warn(f"{error}; it is replaced, a fragment is lost, {self._restarts_left} restarts are left", stacklevel=5)
+        warnings.warn(f"{error}; it is replaced, a fragment is lost, {self._restarts_left} restarts are left", stacklevel=6)
         self.workers.replace_failed()
 
 

@@ -20,8 +20,8 @@ from purerl.spaces import check_spaces
 from purerl.transforms import specialize, vmap
 
 
-class Feed(Protocol):
-    """An endless iterator of batches `[T, B]`, or `[S, T, B]` for `S` seeds; a context manager that closes what it started.
+class Source(Protocol):
+    """Where a feed's batches come from.
 
     Attributes:
         lost: fragments that were thrown away because a worker died.
@@ -30,18 +30,63 @@ class Feed(Protocol):
     lost: int
 
     def publish(self, state: Any) -> None:
-        """Act with this state (the algorithm's; `[S]` of them if there are several seeds) from the next batch on."""
+        """Act with this state from the next fragment on."""
 
-    def __next__(self) -> Batch: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def collect(self) -> Batch:
+        """The next batch."""
 
     def close(self) -> None:
         """End every process and thread, close every environment, free the shared memory."""
+
+
+class Feed:
+    """An endless iterator of batches `[T, B]`, or `[S, T, B]` for `S` seeds; a context manager that closes what it started.
+
+    It is closed, too, when an exception comes out of it, when it is forgotten, and when the program ends.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._published = source, False
+        self._finalizer = weakref.finalize(self, source.close)
+
+    @property
+    def lost(self) -> int:
+        """Fragments that were thrown away because a worker died."""
+        return self._source.lost
+
+    def publish(self, state: Any) -> None:
+        """Act with this state (the algorithm's; `[S]` of them if there are several seeds) from the next batch on."""
+        self._source.publish(state)
+        self._published = True
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._finalizer.alive:
+            raise RuntimeError("feed: it is closed")
+        if not self._published:
+            raise RuntimeError("feed: publish(state) before the first batch")
+        try:
+            return self._source.collect()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every process and thread, close every environment, free the shared memory."""
+        self._finalizer()
+
+    def release(self) -> Source:
+        """The source, which whoever takes it closes from now on."""
+        self._finalizer.detach()
+        return self._source
 
 
 class Setup(NamedTuple):
@@ -101,7 +146,7 @@ class Published:
     """
 
     def __init__(self, setup: Setup, params: list[Tensor]) -> None:
-        self._setup, self._places, self._any = setup, param_places(setup.plan, params), False
+        self._setup, self._places = setup, param_places(setup.plan, params)
 
     def used(self, state: Any) -> list[Tensor]:
         """The state's leaves that acting depends on."""
@@ -115,14 +160,6 @@ class Published:
         with torch.no_grad():
             for place, x in zip(self._places, used, strict=True):
                 place.copy_(x[None] if self._setup.single else x)
-        self._any = True
-
-    def check(self, is_open: bool) -> None:
-        """Raises RuntimeError where there is nothing to collect with."""
-        if not is_open:
-            raise RuntimeError("feed: it is closed")
-        if not self._any:
-            raise RuntimeError("feed: publish(state) before the first batch")
 
 
 def noise_of(setup: Setup) -> Callable[[Rows, int], None]:
@@ -163,11 +200,11 @@ def closed_on_error() -> Iterator[contextlib.ExitStack]:
         raise
 
 
-class FragmentFeed:
-    """A feed whose fragments are collected one after the other, each while its caller waits.
+class Fragments:
+    """Fragments collected one after the other, each while its caller waits.
 
     Args:
-        collect: fills the rows.
+        fill: collects into the rows.
         reset: opens all environments' episodes, with the seeds in the rows.
         params: the packed parameters that acting reads.
         close: closes everything.
@@ -179,7 +216,7 @@ class FragmentFeed:
         self,
         setup: Setup,
         rows: Rows,
-        collect: Callable[[], None],
+        fill: Callable[[], None],
         reset: Callable[[], None],
         params: list[Tensor],
         close: Callable[[], None],
@@ -187,36 +224,18 @@ class FragmentFeed:
         interrupt: Callable[[], None] = lambda: None,
     ) -> None:
         self.lost = 0
-        self.interrupt = interrupt
-        self._setup, self._rows, self._collect, self._reset, self._revive = setup, rows, collect, reset, revive
-        self._finalizer = weakref.finalize(self, close)
-        self._published = Published(setup, params)
+        self.close, self.interrupt, self.published = close, interrupt, Published(setup, params)
+        self._setup, self._rows, self._fill, self._reset, self._revive = setup, rows, fill, reset, revive
         self._draw = noise_of(setup)
         self._opened = False
         self._fragment = 0
 
     def publish(self, state: Any) -> None:
-        self.install(self.used(state))
+        self.published.install(self.published.used(state))
 
-    def used(self, state: Any) -> list[Tensor]:
-        """The state's leaves that acting depends on."""
-        return self._published.used(state)
-
-    def install(self, used: Sequence[Tensor]) -> None:
-        """Act with these leaves from the next fragment on."""
-        self._published.install(used)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        self._published.check(self._finalizer.alive)
-        try:
-            while not self._attempt():
-                self.lost += 1
-        except BaseException:
-            self.close()
-            raise
+    def collect(self) -> Batch:
+        while not self._attempt():
+            self.lost += 1
         return self._rows.batch(self._setup.single, self._setup.keys.device)
 
     def _attempt(self) -> bool:
@@ -230,7 +249,7 @@ class FragmentFeed:
             self._fragment += 1
             self._rows.begin()
             self._draw(self._rows, self._fragment)
-            self._collect()
+            self._fill()
             check_numbers(self._rows)
         except WorkerError as error:
             self._revive(error)
@@ -238,64 +257,32 @@ class FragmentFeed:
             return False
         return True
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+class Buffer:
+    """The next fragment is collected, in a thread, while the caller learns from the last one."""
 
-    def close(self) -> None:
-        self._finalizer()
-
-
-class BufferedFeed:
-    """A feed that collects the next fragment, in a thread, while its caller learns from the last one."""
-
-    def __init__(self, inner: FragmentFeed) -> None:
+    def __init__(self, inner: Fragments) -> None:
         self.lost = 0
         self._inner = inner
         self._pool = ThreadPoolExecutor(1, "purerl buffered")
-        self._finalizer = weakref.finalize(self, _close_buffered, inner, self._pool)
         self._next: Future[Batch] | None = None
-        self._used: list[Tensor] | None = None
+        self._used: list[Tensor] = []
 
     def publish(self, state: Any) -> None:
-        self._used = [
-            x.detach().clone() for x in self._inner.used(state)
-        ]  # whoever updates parameters in place may do so meanwhile
+        # Whoever updates parameters in place may go on doing so.
+        self._used = [x.detach().clone() for x in self._inner.published.used(state)]
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        if not self._finalizer.alive:
-            raise RuntimeError("feed: it is closed")
-        if self._used is None:
-            raise RuntimeError("feed: publish(state) before the first batch")
-        try:
-            batch = (self._next or self._collect(self._used)).result()
-            self.lost = self._inner.lost
-            self._next = self._collect(self._used)
-        except BaseException:
-            self.close()
-            raise
+    def collect(self) -> Batch:
+        batch = (self._next or self._begin()).result()
+        self.lost = self._inner.lost
+        self._next = self._begin()
         return batch
 
-    def _collect(self, used: list[Tensor]) -> "Future[Batch]":
-        self._inner.install(used)
-        return self._pool.submit(self._inner.__next__)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    def _begin(self) -> "Future[Batch]":
+        self._inner.published.install(self._used)
+        return self._pool.submit(self._inner.collect)
 
     def close(self) -> None:
-        self._finalizer()
-
-
-def _close_buffered(inner: FragmentFeed, pool: ThreadPoolExecutor) -> None:
-    inner.interrupt()
-    pool.shutdown()
-    inner.close()
+        self._inner.interrupt()
+        self._pool.shutdown()
+        self._inner.close()

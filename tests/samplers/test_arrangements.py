@@ -103,7 +103,7 @@ def test_acting_on_a_device_gives_nearly_the_same():
     with samplers.serial(Walk, algo, random.key(0)) as feed:
         feed.publish(state)
         next(feed)
-        rows = feed._rows
+        rows = feed._source._rows
         act, _ = make_act(algo, rows, range(6))
         act_there = make_device_act(algo, rows, range(6), [x.clone() for x in rows.torch["params"]])
         for t in range(5):

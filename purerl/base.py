@@ -3,7 +3,9 @@
 Shapes use `T` for steps of a fragment and `B` for environments; a leading seed axis is added by `vmap`, never written here.
 
 Autoreset is Gymnasium's NEXT_STEP: the step after an episode's end only resets. It is stored with `valid=False`, so the observation
-after any valid step `t` is `obs[t + 1]`, an episode's final observation included.
+after any valid step `t` is `obs[t + 1]`, an episode's final observation included. Where an environment waits for the next fragment
+instead, its idle steps are stored like that as well. Where an episode ends without a reset (a lost life, while the game goes on),
+the observation after its last step is also the first of the next episode.
 """
 
 from collections.abc import Callable

@@ -267,11 +267,11 @@ class Vector:
     def step(self, t: int) -> None:
         actions = [x[t].reshape(self._vec.num_envs, *x.shape[3:]) for x in self._sent]
         self._mark[0] -= 1
-        self.take(t, self._vec.step(self._action(actions)))
-
-    def take(self, t: int, moved: tuple) -> None:
-        """Write what `VectorEnv.step` gave."""
-        obs, reward, terminated, truncated, info = moved
+        try:
+            obs, reward, terminated, truncated, info = self._vec.step(self._action(actions))
+        except Exception as error:
+            who = f"environments {self._columns.start} to {self._columns.stop - 1}"
+            raise EnvError(f"{who}: step raised {type(error).__name__}: {error}") from error
         self._see(t + 1, obs)
         resets, ended = self._over, terminated | truncated
         self._over = info.get(GAME_OVER, ended)

@@ -227,6 +227,15 @@ def test_vector_environments_that_cannot_be_used_are_refused():
         samplers.native(vectors(Walk), algo, random.key(0), batch_size=2)
 
 
+def test_a_vector_environment_that_raises():
+    class Broken(Walk):
+        def step(self, action):
+            raise ZeroDivisionError("the world ended")
+
+    with pytest.raises(samplers.EnvError, match=r"environments 0 to 3: step raised ZeroDivisionError: the world ended"):
+        collect(lambda make, *args: samplers.native(vectors(make), *args), Broken, 1)
+
+
 def test_gymnasiums_own_vector_environment():
     algo = make_a2c(envs.make("gym:CartPole-v1").spec, A2CConfig(n_envs=3, n_steps=40, hidden=(8,)))
     with samplers.native("CartPole-v1", algo, random.key(0)) as feed:

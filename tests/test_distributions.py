@@ -102,3 +102,23 @@ def test_other_spaces_are_refused():
         ValueError, match=r"^action space: Text\(.* is not Discrete, MultiDiscrete, MultiBinary or a Box of floats$"
     ):
         distributions.for_space(gym.spaces.Text(3))
+
+
+def test_nested_actions_are_independent_parts():
+    pair = gym.spaces.Tuple([gym.spaces.Discrete(2), gym.spaces.MultiDiscrete([2, 4])])
+    parts = {"a": gym.spaces.Discrete(3), "b": gym.spaces.Box(-1, 1, (2,)), "c": pair}
+    dist = distributions.for_space(gym.spaces.Dict(parts))
+    singles = {name: distributions.for_space(space) for name, space in parts.items()}
+    assert dist.n_params == sum(d.n_params for d in singles.values()) == 3 + 4 + 8
+    params, other = (random.normal(random.key(i), (5, dist.n_params)) for i in range(2))
+    noise = torch.vmap(dist.draw)(random.split(random.key(2), 5))
+    action, mode = dist.sample(params, noise), dist.mode(params)
+    assert action["b"].shape == (5, 2)
+    assert action["c", "1"].shape == (5, 2)
+    cut = dict(zip(singles, params.split([3, 4, 8], -1), strict=True))
+    log_prob = sum(d.log_prob(cut[name], action[name]) for name, d in singles.items())
+    torch.testing.assert_close(dist.log_prob(params, action), log_prob)
+    torch.testing.assert_close(dist.entropy(params), sum(d.entropy(cut[name]) for name, d in singles.items()))
+    assert torch.equal(mode["a"], singles["a"].mode(cut["a"]))
+    assert (dist.kl(params, other) > 0).all()
+    torch.testing.assert_close(dist.kl(params, params), torch.zeros(5))

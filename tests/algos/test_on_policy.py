@@ -204,6 +204,6 @@ def test_config_out_of_range(field, value, message):
 def test_wrong_spaces():
     box = gym.spaces.Box(-1, 1, (2,))
     with pytest.raises(ValueError, match=r"^action space: .* is not Discrete, MultiDiscrete, MultiBinary or a Box of floats$"):
-        make_ppo(EnvSpec("x", box, gym.spaces.Dict(a=box)))
+        make_ppo(EnvSpec("x", box, gym.spaces.Dict(a=box, b=gym.spaces.Text(3))))
     with pytest.raises(ValueError, match=r"^normalize_obs = True needs a Box of floats as observation space, not Discrete\(3\)$"):
         make_ppo(EnvSpec("x", gym.spaces.Discrete(3), box), PPOConfig(normalize_obs=True))

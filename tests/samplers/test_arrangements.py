@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from worlds import Walk
 
-from purerl import envs, make_a2c, make_ppo, random, samplers, tree, vmap
+from purerl import compile, envs, make_a2c, make_ppo, random, samplers, tree, vmap
 from purerl.algos import A2CConfig, PPOConfig
 from purerl.samplers.acting import make_act, make_device_act
 
@@ -62,6 +62,17 @@ def test_the_same_bits(n_envs, n_workers, n_steps, longest, kind, n_seeds):
         for i, (a, b) in enumerate(zip(batches["serial"], got, strict=True)):
             for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True):
                 assert torch.equal(x, y), (name, i)
+
+
+def test_learning_from_nested_observations_and_actions():
+    make = partial(Walk, "nested")
+    algo = make_ppo(envs.host(make).spec, PPOConfig(n_envs=4, n_steps=8, n_minibatches=2, hidden=(8,)))
+    state = algo.init(random.key(0))
+    (batch,) = collect(samplers.serial(make, algo, random.key(1)), [state])
+    assert batch.action["aim", "0"].shape == (8, 4, 2)
+    new, info = compile(algo.update)(state, batch)
+    assert torch.isfinite(info["loss"])
+    assert not torch.equal(new.params["actor.parts.0.weight"], state.params["actor.parts.0.weight"])
 
 
 def test_resets_and_truncations_are_among_them():

@@ -25,6 +25,7 @@ from purerl.samplers.stepping import EnvError
 
 ORDER = struct.Struct("=cq")
 START_SECONDS = 300.0
+GUARD = 'if __name__ == "__main__":'
 START_METHODS = ("forkserver", "spawn")
 
 
@@ -50,9 +51,7 @@ def context(start_method: str = "forkserver") -> BaseContext:
     if start_method not in START_METHODS:
         raise ValueError(f"start_method = {start_method!r} is not one of {', '.join(START_METHODS)}")
     if getattr(process.current_process(), "_inheriting", False):
-        raise RuntimeError(
-            'this script starts workers while a worker imports it; put what it runs under: if __name__ == "__main__":'
-        )
+        raise RuntimeError(f"this script starts workers while a worker imports it; put what it runs under: {GUARD}")
     found = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
         found.set_forkserver_preload(["purerl.samplers.preload"])
@@ -105,12 +104,14 @@ class Workers:
         self._sockets: list[socket.socket | None] = [None] * n
         self._waiting = [False] * n
         self._failed: set[int] = set()
+        self._ready = False
         self.killed = False
         try:
             for i in range(n):
                 self._start(i)
             for i in range(n):
                 self.receive(i, START_SECONDS)
+            self._ready = True
         except BaseException:
             self.close()
             raise
@@ -204,7 +205,8 @@ class Workers:
         worker.join(5)
         code = worker.exitcode
         reason = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
-        return f"worker {i} ({self._names[i]}) {reason}"
+        advice = "" if self._ready else f" before it was ready; its error is above, and a script that starts workers needs: {GUARD}"
+        return f"worker {i} ({self._names[i]}) {reason}{advice}"
 
     def _end(self, i: int) -> None:
         connection, worker = self._sockets[i], self._processes[i]

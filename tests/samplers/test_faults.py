@@ -276,3 +276,4 @@ def test_a_script_without_the_guard_is_told_so(tmp_path):
     )
     assert done.returncode != 0
     assert 'put what it runs under: if __name__ == "__main__":' in done.stderr
+    assert done.stderr.rstrip().endswith('and a script that starts workers needs: if __name__ == "__main__":')

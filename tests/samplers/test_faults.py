@@ -200,7 +200,8 @@ def test_an_exception_in_the_loop_ends_the_workers():
 
 
 LEARNER = """
-import sys, time
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 sys.path.insert(0, {tests!r})
 from test_faults import children, walk_algo
 from functools import partial
@@ -259,7 +260,10 @@ def test_ctrl_c_ends_everything(tmp_path):
     time.sleep(0.5)
     for pid in (learner.pid, *workers):  # a terminal sends it to all
         os.kill(pid, signal.SIGINT)
-    _, said = learner.communicate(timeout=30)
+    try:
+        _, said = learner.communicate(timeout=30)
+    finally:
+        learner.kill()
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert said.count("Traceback") == 1
     assert not any(map(alive, workers))

@@ -120,7 +120,7 @@ def half_cheetah(updates: int) -> tuple[float, float, float]:
     algo = make_ppo(
         host.spec, PPOConfig(n_envs=8, n_steps=256, epochs=10, n_minibatches=32, normalize_obs=True, normalize_reward=True)
     )
-    program = train.host_program(algo, host, 0)
+    program = train.host_program(algo, host, 0, train.Collecting(sampler="serial"))
     state = program.init(random.split(random.key(0), 1))
     state, _ = program.step(state, 2)
     gc.collect()
@@ -130,13 +130,13 @@ def half_cheetah(updates: int) -> tuple[float, float, float]:
     run = time.perf_counter() - start
     program.close()
     torch.set_num_threads(1)
-    vec = host.make_vec(8)
+    vec = envs.to_vector(host, 8)
     vec.reset(seed=0)
     actions = [vec.action_space.sample() for _ in range(256)]
     [vec.step(a) for a in actions]
     stepping = seconds(lambda: [vec.step(a) for a in actions], updates)
     learn = compile(vmap(algo.update))
-    with samplers.serial(host, algo, random.split(random.key(0), 1)) as feed:
+    with samplers.serial(host, algo, 8, 256, random.split(random.key(0), 1)) as feed:
         feed.publish(state.algo)
         batch = next(feed)
     learn(state.algo, batch)

@@ -175,7 +175,7 @@ class Floors(NamedTuple):
 
 def floors(work: Workload) -> Floors:
     algo = make_ppo(work.env.spec, config_of(work))
-    setup = set_up(work.env, algo, random.key(0), None, None)
+    setup = set_up(work.env, algo, N_ENVS, work.n_steps, random.key(0))
     rows = Rows(setup.plan)
     action = work.env.spec.action_space.sample()
 
@@ -238,7 +238,7 @@ def measure(work: Workload, rounds: int) -> None:
     with ExitStack() as stack:
         contenders: dict[str, Callable[[], object]] = {}
         for name, open_feed in work.feeds.items():
-            feed = stack.enter_context(open_feed(work.env, algo, random.key(0)))
+            feed = stack.enter_context(open_feed(work.env, algo, N_ENVS, work.n_steps, random.key(0)))
             feed.publish(state)
             contenders[name] = feed.__next__
         peers = {"SB3 SubprocVecEnv": sb3(work), "Gymnasium AsyncVectorEnv": async_vector(work)}
@@ -289,7 +289,7 @@ def overlap(rounds: int) -> None:
 
     def loop(open_feed: Callable[..., samplers.Feed]) -> tuple[float, float]:
         state, learning = start_state, []
-        with open_feed(work.env, algo, random.key(0)) as feed:
+        with open_feed(work.env, algo, N_ENVS, 128, random.key(0)) as feed:
             feed.publish(state)
             for i, batch in enumerate(feed):
                 if i == 2:

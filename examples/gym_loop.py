@@ -16,7 +16,7 @@ key, init_key = random.split(random.key(0))
 state, update = algo.init(init_key), compile(algo.update)
 episodes = init_episodes(4)
 
-with samplers.serial(env, algo, key) as feed:
+with samplers.serial(env, algo, 4, 128, key) as feed:
     feed.publish(state)
     for i, batch in enumerate(feed, start=1):
         state, info = update(state, batch)

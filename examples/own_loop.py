@@ -69,7 +69,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     episodes = init_episodes(N_ENVS)
     # Any arrangement in serial's place: parallel, central, alternating, native, or buffered to collect while the loop learns.
-    with samplers.serial(env, policy, random.key(1), N_ENVS, N_STEPS) as feed:
+    with samplers.serial(env, policy, N_ENVS, N_STEPS, random.key(1)) as feed:
         for i, (batch, value) in enumerate({"functional": functional, "autograd": autograd}[way](feed), start=1):
             episodes = record_episodes(episodes, batch)
             if i % 100 == 0 or i == updates:

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -24,33 +24,46 @@ _USER_ERRORS = (ValueError, ImportError, CheckpointError, OSError, samplers.EnvE
 console = Console(stderr=True)
 
 
-class Numbers(click.ParamType):
-    """One number, or several separated by commas, which sweep the field."""
+class Parsed(click.ParamType):
+    """What a function makes of a flag's text; a `ValueError` of its own says that the text is not `what`."""
 
-    name = "number[,number...]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            numbers = [float(part) for part in value.split(",")]
-        except ValueError:
-            self.fail(f"{value!r} is not a number, nor several separated by commas", param, ctx)
-        return numbers[0] if len(numbers) == 1 else numbers
-
-
-class Widths(click.ParamType):
-    """Layer widths separated by commas."""
-
-    name = "int[,int...]"
+    def __init__(self, name: str, parse: Callable[[str], Any], what: str = "") -> None:
+        self.name, self._parse, self._what = name, parse, what
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if not isinstance(value, str):
             return value
         try:
-            return tuple(int(part) for part in value.split(",") if part)
+            return self._parse(value)
         except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers such as 64,64", param, ctx)
+            self.fail(f"{value!r} is not {self._what}", param, ctx)
+
+
+def _parts(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def _numbers(text: str) -> float | list[float]:
+    """One number, or several, which sweep the field."""
+    numbers = [float(part) for part in text.split(",")]
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE`, the value as JSON where it is some."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+NUMBERS = Parsed("number[,number...]", _numbers, "a number, nor several separated by commas")
+WIDTHS = Parsed("int[,int...]", lambda text: tuple(map(int, _parts(text))), "a list of whole numbers such as 64,64")
+NAMES = Parsed("name[,name...]", lambda text: tuple(_parts(text)))
+SETTING = Parsed("name=value", _setting, "NAME=VALUE")
 
 
 def _field_option(field: dataclasses.Field) -> click.Option:
@@ -61,34 +74,8 @@ def _field_option(field: dataclasses.Field) -> click.Option:
     if "choices" in field.metadata:
         return click.Option([flag], type=click.Choice(field.metadata["choices"]), help=help)
     if isinstance(field.default, tuple):
-        return click.Option([flag], type=Widths() if field.default else Names(), help=help)
-    return click.Option([flag], type=click.INT if isinstance(field.default, int) else Numbers(), help=help)
-
-
-class Names(click.ParamType):
-    """Names separated by commas."""
-
-    name = "name[,name...]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
-
-
-class Setting(click.ParamType):
-    """`NAME=VALUE`, the value as JSON where it is some."""
-
-    name = "name=value"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        name, equals, text = value.partition("=")
-        if not name or not equals:
-            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
-        try:
-            return name, json.loads(text)
-        except json.JSONDecodeError:
-            return name, text
+        return click.Option([flag], type=NAMES if get_args(field.type)[0] is str else WIDTHS, help=help)
+    return click.Option([flag], type=click.INT if isinstance(field.default, int) else NUMBERS, help=help)
 
 
 def _user_errors(f: Callable) -> Callable:
@@ -121,9 +108,7 @@ class _Algorithms(click.Group):
                 required=True,
                 help="CartPole-v1 (pure where there is a port), gym:CartPole-v1, HalfCheetah-v5, ALE/Pong-v5, my_module:MyEnv-v0",
             ),
-            click.Option(
-                ["--env-option", "env_options"], multiple=True, type=Setting(), help="for its constructor, as sticky=0.25"
-            ),
+            click.Option(["--env-option", "env_options"], multiple=True, type=SETTING, help="for its constructor, as sticky=0.25"),
             click.Option(["--seeds"], type=int, default=1, show_default=True, help="seeds of each variant"),
             click.Option(["--steps"], type=int, help="environment steps of each lane [the preset's]"),
             click.Option(["--out"], type=click.Path(path_type=Path), required=True, help="folder of the run"),

@@ -193,8 +193,8 @@ def choose(collecting: Collecting, env: Env | envs.HostEnv, n_envs: int) -> Coll
         collecting = dataclasses.replace(collecting, sampler=samplers.suggest(env, n_envs, collecting.n_workers))
     if collecting.sampler == "native":
         envs.vector_host(env)
-    if collecting.sampler not in ("serial", "native"):
-        samplers.check_workers(collecting.sampler, n_envs, collecting.n_workers or 1 + (collecting.sampler == "alternating"))
+    if collecting.sampler not in samplers.WORKERLESS:
+        samplers.count_workers(collecting.sampler, n_envs, collecting.n_workers)
     if env.make is None and collecting.reset == "wait":
         raise ValueError(f"reset = 'wait' needs environments that are stepped one by one, but {env.spec.id} is a VectorEnv")
     return collecting
@@ -298,7 +298,7 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int, collecting: Col
         nonlocal feed
         if feed is None:
             keys = torch.vmap(lambda key: random.fold_in(key, start))(state.key)
-            feed = samplers.make(env, algo, keys, **dataclasses.asdict(collecting))
+            feed = samplers.make(env, algo, algo.config.n_envs, algo.config.n_steps, keys, **dataclasses.asdict(collecting))
             feed.publish(state.algo)
         for _ in range(n):
             packed, unpack = tree.pack(state, axes=1)

@@ -77,10 +77,8 @@ def host(env: "str | HostEnv | Callable[[], gym.Env]", **kwargs: Any) -> HostEnv
     found.close()
     assert spec is not None
     # Made of its spec: another process need not have registered it. Samplers check more than Gymnasium's checker, and faster.
-    many = None
-    if spec.vector_entry_point is not None:
-        many = lambda n_envs, n_threads: gym.make_vec(spec, n_envs, "vector_entry_point")  # noqa: E731
-    return HostEnv(described, partial(gym.make, spec, disable_env_checker=True), many)
+    make_vec = partial(_make_vec, spec) if spec.vector_entry_point is not None else None
+    return HostEnv(described, partial(gym.make, spec, disable_env_checker=True), make_vec)
 
 
 def atari(id: str, **kwargs: Any) -> HostEnv:
@@ -118,6 +116,10 @@ def to_vector(host: HostEnv, n_envs: int) -> gym.vector.VectorEnv:
         return gym.vector.SyncVectorEnv([host.make] * n_envs)
     assert host.make_vec is not None
     return host.make_vec(n_envs, 1)
+
+
+def _make_vec(spec: gym.envs.registration.EnvSpec, n_envs: int, n_threads: int) -> gym.vector.VectorEnv:
+    return gym.make_vec(spec, n_envs, "vector_entry_point")
 
 
 def _describe(name: str, make: Callable[[], gym.Env]) -> HostEnv:

@@ -2,10 +2,11 @@
 
 from purerl.samplers.arrangements import (
     KINDS,
+    WORKERLESS,
     alternating,
     buffered,
     central,
-    check_workers,
+    count_workers,
     make,
     native,
     parallel,
@@ -18,14 +19,15 @@ from purerl.samplers.workers import WorkerError, context, settle_in
 
 __all__ = [
     "KINDS",
+    "WORKERLESS",
     "EnvError",
     "Feed",
     "WorkerError",
     "alternating",
     "buffered",
     "central",
-    "check_workers",
     "context",
+    "count_workers",
     "make",
     "native",
     "parallel",

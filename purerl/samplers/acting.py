@@ -12,7 +12,7 @@ from purerl.samplers.fragments import Rows, act_packed
 from purerl.transforms import specialize, specialize_into, vmap
 
 READ, WRITTEN = ("obs", "action", "reward", "first", "carry", "noise"), ("sent", "action", "carry", "extras")
-LASTING = ("action", "carry")  # of what is written: a step's stands in the row after it
+LATE = ("action", "carry")  # of what is written: a step's stands in the row after it
 
 
 def make_act(policy: Algorithm | Policy, rows: Rows, columns: range) -> tuple[Callable[[int], None], list[Callable[[int], None]]]:
@@ -87,7 +87,7 @@ def _moments(rows: Rows, names: tuple[str, ...], columns: range) -> list[list[Te
     """For each step the leaves `[S, len(columns), ...]` of some names: those that act reads, or those it writes."""
     leaves = []
     for name in names:
-        after = int(names is WRITTEN and name in LASTING)
+        after = int(names is WRITTEN and name in LATE)
         for x in rows.torch[name]:
             leaves.append(x[after : after + rows.plan.n_steps, :, columns.start : columns.stop].unbind(0))
     return [list(moment) for moment in zip(*leaves, strict=True)]

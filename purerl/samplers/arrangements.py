@@ -16,11 +16,10 @@ from torch import Tensor
 
 from purerl import envs
 from purerl.base import Algorithm, Policy
-from purerl.samplers import workers as processes
 from purerl.samplers.acting import make_act, make_device_act, side_by_side
 from purerl.samplers.asynchronous import Asynchronous
 from purerl.samplers.crew import Crew, Limits
-from purerl.samplers.feeds import Buffer, Feed, Fragments, Setup, closed_on_error, set_up, size_of
+from purerl.samplers.feeds import Buffer, Feed, Fragments, Setup, check_shape, closed_on_error, set_up
 from purerl.samplers.fragments import Rows
 from purerl.samplers.schedules import Group, alternate, in_one_thread, take_turns, together
 from purerl.samplers.stepping import Options, Stepper, Vector, make_stepper
@@ -31,21 +30,14 @@ WORTH_WORKERS = 150e-6  # seconds of a step of all environments
 EnvLike = str | envs.HostEnv | Callable[[], gym.Env]
 
 
-def serial(
-    env: EnvLike,
-    policy: Algorithm | Policy,
-    key: Tensor,
-    n_envs: int | None = None,
-    n_steps: int | None = None,
-    **options: Any,
-) -> Feed:
+def serial(env: EnvLike, policy: Algorithm | Policy, n_envs: int, n_steps: int, key: Tensor, **options: Any) -> Feed:
     """Collect in this process, one environment after the other: for debugging, and for few cheap environments the fastest.
 
     Args:
         env: a Gymnasium id (`my_module:MyEnv-v0` imports the module), a function that makes an environment, or a `HostEnv`.
         policy: an algorithm or a policy, made for its spec.
+        n_envs, n_steps: the batch is `[n_steps, n_envs]`.
         key: `[2]`, or `[S, 2]` for several seeds, each with `n_envs` environments of its own.
-        n_envs, n_steps: the batch `[n_steps, n_envs]`; those of the algorithm's config when omitted.
         options: `reset="wait"`: an environment whose episode ended waits for the next fragment; `"mid"` (default): its next step
             resets it. `decorrelate=n`: each environment begins with up to `n` random steps. `infos=(name, ...)`: what of an
             environment's info at the end of an episode goes into the episode's record.
@@ -54,15 +46,15 @@ def serial(
         ValueError: an argument that is not allowed, no such environment, or other spaces than the policy was made for.
         EnvError: from the iterator, when an environment raises or returns what its spaces do not allow.
     """
-    return _in_process(set_up(envs.host(env), policy, key, n_envs, n_steps, **options), make_stepper)
+    return _in_process(set_up(envs.host(env), policy, n_envs, n_steps, key, **options), make_stepper)
 
 
 def native(
     env: "str | envs.HostEnv | gym.vector.VectorEnv | Callable[[int], gym.vector.VectorEnv]",
     policy: Algorithm | Policy,
+    n_envs: int,
+    n_steps: int,
     key: Tensor,
-    n_envs: int | None = None,
-    n_steps: int | None = None,
     *,
     batch_size: int | None = None,
     **options: Any,
@@ -72,7 +64,7 @@ def native(
     Args:
         env: the id of an environment that has a vector implementation (`ALE/...`, or a `vector_entry_point`), a `VectorEnv` with
             NEXT_STEP autoreset, or a function that makes one of so many environments.
-        policy, key, n_envs, n_steps, options: as `serial`; `reset="wait"` is not possible.
+        policy, n_envs, n_steps, key, options: as `serial`; `reset="wait"` is not possible.
         batch_size: act for so many environments at a time, the first that are ready (ALE only, one seed). The batches are then no
             longer those of the other arrangements: which environments act together, and with which parameters those that are ahead
             at a batch's end, depends on timing.
@@ -81,7 +73,7 @@ def native(
         ValueError: as `serial`, and an environment without a vector implementation.
     """
     host = envs.vector_host(env)
-    setup = set_up(host, policy, key, n_envs, n_steps, **options)
+    setup = set_up(host, policy, n_envs, n_steps, key, **options)
     make_vec, n = host.make_vec, setup.plan.n_envs * setup.plan.n_seeds
     assert make_vec is not None
     if batch_size is not None:
@@ -137,30 +129,21 @@ def _actors(
 
 
 def parallel(
-    env: EnvLike,
-    policy: Algorithm | Policy,
-    key: Tensor,
-    n_envs: int | None = None,
-    n_steps: int | None = None,
-    *,
-    n_workers: int | None = None,
-    **options: Any,
+    env: EnvLike, policy: Algorithm | Policy, n_envs: int, n_steps: int, key: Tensor, *, n_workers: int = 0, **options: Any
 ) -> Feed:
     """Collect in worker processes that each step some of the environments and act for them with a copy of the policy.
 
     Args:
-        env, policy, key, n_envs, n_steps: as `serial`.
-        n_workers: processes; as many as there are cores when omitted.
-        options: as `serial`, and `timeout` (60): seconds after which an environment hangs; `restarts` (3): how often dead workers
-            are replaced, the fragment being lost, before it is an error; `start_method` ("forkserver", or "spawn"); `cores`: a core
-            for each worker to be bound to (they are not bound).
+        env, policy, n_envs, n_steps, key: as `serial`.
+        n_workers: processes; 0 for as many as there are cores.
+        options: as `serial`, and the fields of `Limits`.
 
     Raises:
         ValueError, EnvError: as `serial`.
         WorkerError: a worker died or hung once more than `restarts`.
     """
-    setup, limits = _set_up_workers(env, policy, key, n_envs, n_steps, n_workers, options)
-    parts = split(setup.plan.n_envs, limits.n_workers)
+    setup, limits = _set_up_workers("parallel", env, policy, n_envs, n_steps, key, n_workers, options)
+    parts = split(n_envs, limits.n_workers)
     with closed_on_error() as closing:
         crew = Crew(setup, parts, limits, closing, acts=True)
 
@@ -172,67 +155,57 @@ def parallel(
 
 
 def central(
-    env: EnvLike,
-    policy: Algorithm | Policy,
-    key: Tensor,
-    n_envs: int | None = None,
-    n_steps: int | None = None,
-    *,
-    n_workers: int | None = None,
-    **options: Any,
+    env: EnvLike, policy: Algorithm | Policy, n_envs: int, n_steps: int, key: Tensor, *, n_workers: int = 0, **options: Any
 ) -> Feed:
     """Collect from worker processes that only step: the actions of all environments are computed here, on the key's device.
 
     Args:
-        env, policy, key, n_envs, n_steps, n_workers, options: as `parallel`.
+        env, policy, n_envs, n_steps, key, n_workers, options: as `parallel`.
     """
-    setup, limits = _set_up_workers(env, policy, key, n_envs, n_steps, n_workers, options)
+    setup, limits = _set_up_workers("central", env, policy, n_envs, n_steps, key, n_workers, options)
     with closed_on_error() as closing:
-        crew = Crew(setup, split(setup.plan.n_envs, limits.n_workers), limits, closing, acts=False)
-        (act,), params = _actors(setup, crew.rows, [range(setup.plan.n_envs)], closing)
+        crew = Crew(setup, split(n_envs, limits.n_workers), limits, closing, acts=False)
+        (act,), params = _actors(setup, crew.rows, [range(n_envs)], closing)
         group = crew.group(act, range(limits.n_workers))
-        return crew.feed(partial(in_one_thread, together, group, setup.plan.n_steps), params)
+        return crew.feed(partial(in_one_thread, together, group, n_steps), params)
 
 
 def alternating(
     env: EnvLike,
     policy: Algorithm | Policy,
+    n_envs: int,
+    n_steps: int,
     key: Tensor,
-    n_envs: int | None = None,
-    n_steps: int | None = None,
     *,
-    n_workers: int | None = None,
+    n_workers: int = 0,
     overlap: bool = True,
     **options: Any,
 ) -> Feed:
     """As `central`, in two halves: one steps while the other's actions are computed.
 
     Args:
-        env, policy, key, n_envs, n_steps, options: as `parallel`.
+        env, policy, n_envs, n_steps, key, options: as `parallel`.
         n_workers: processes, an even number.
         overlap: a half steps on as soon as it has its actions; without, only one half steps at a time.
     """
-    size = size_of(policy, "n_envs", n_envs)
-    n_workers = n_workers or 2 * max(1, min(cores(), size) // 2)
-    check_workers("alternating", size, n_workers)
-    setup, limits = _set_up_workers(env, policy, key, n_envs, n_steps, n_workers, options)
-    half, per_half = -(-setup.plan.n_envs // 2), n_workers // 2
-    halves = (range(half), range(half, setup.plan.n_envs))
+    setup, limits = _set_up_workers("alternating", env, policy, n_envs, n_steps, key, n_workers, options)
+    half, per_half = -(-n_envs // 2), limits.n_workers // 2
+    halves = (range(half), range(half, n_envs))
     parts = [range(h.start + p.start, h.start + p.stop) for h in halves for p in split(len(h), per_half)]
     with closed_on_error() as closing:
         crew = Crew(setup, parts, limits, closing, acts=False)
         acts, params = _actors(setup, crew.rows, halves, closing)
         a, b = (crew.group(act, range(i * per_half, (i + 1) * per_half)) for i, act in enumerate(acts))
         schedule = alternate if overlap else take_turns
-        return crew.feed(partial(in_one_thread, schedule, a, b, setup.plan.n_steps), params)
+        return crew.feed(partial(in_one_thread, schedule, a, b, n_steps), params)
 
 
 def buffered(
     env: EnvLike,
     policy: Algorithm | Policy,
+    n_envs: int,
+    n_steps: int,
     key: Tensor,
-    n_envs: int | None = None,
-    n_steps: int | None = None,
     *,
     of: Callable[..., Feed] = parallel,
     **options: Any,
@@ -241,10 +214,10 @@ def buffered(
     one published, a staleness of exactly one update.
 
     Args:
-        env, policy, key, n_envs, n_steps, options: as `of`.
+        env, policy, n_envs, n_steps, key, options: as `of`.
         of: the arrangement behind it; `serial` for a thread of this process, with no workers.
     """
-    source = of(env, policy, key, n_envs, n_steps, **options).release()
+    source = of(env, policy, n_envs, n_steps, key, **options).release()
     if not isinstance(source, Fragments):
         source.close()
         raise ValueError("of: an asynchronous feed, or a buffered one, is buffered already")
@@ -259,11 +232,14 @@ KINDS: dict[str, Callable[..., Feed]] = {
     "native": native,
     "buffered": buffered,
 }
+WORKERLESS = ("serial", "native")
 
 
 def make(
     env: EnvLike,
     policy: Algorithm | Policy,
+    n_envs: int,
+    n_steps: int,
     key: Tensor,
     sampler: str,
     n_workers: int = 0,
@@ -271,15 +247,15 @@ def make(
     restarts: int = 3,
     **options: Any,
 ) -> Feed:
-    """The feed of a sampler's name, for batches of the algorithm's config.
+    """The feed of a sampler's name.
 
     Args:
-        n_workers: 0 for as many as there are cores; it, `timeout` and `restarts` are for samplers with workers.
-        options: as `serial`.
+        env, policy, n_envs, n_steps, key, options: as `serial`.
+        n_workers, timeout, restarts: as `parallel`; `serial` and `native` have no workers.
     """
-    if sampler in ("serial", "native"):
-        return KINDS[sampler](env, policy, key, **options)
-    return KINDS[sampler](env, policy, key, n_workers=n_workers or None, timeout=timeout, restarts=restarts, **options)
+    if sampler not in WORKERLESS:
+        options |= {"n_workers": n_workers, "timeout": timeout, "restarts": restarts}
+    return KINDS[sampler](env, policy, n_envs, n_steps, key, **options)
 
 
 def suggest(env: envs.HostEnv, n_envs: int, n_workers: int = 0) -> str:
@@ -307,42 +283,38 @@ def suggest(env: envs.HostEnv, n_envs: int, n_workers: int = 0) -> str:
     return "parallel" if each * n_envs > WORTH_WORKERS else "serial"
 
 
-def check_workers(sampler: str, n_envs: int, n_workers: int) -> None:
-    """Whether a sampler can share its environments between so many workers.
+def count_workers(sampler: str, n_envs: int, n_workers: int) -> int:
+    """How many workers share the environments: so many, or with 0 as many as there are cores.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: they cannot be shared between so many.
     """
-    if not 1 <= n_workers <= n_envs:
-        raise ValueError(f"n_workers = {n_workers} is not between 1 and n_envs = {n_envs}")
-    if sampler == "alternating" and n_workers % 2:
+    groups = 2 if sampler == "alternating" else 1
+    n_workers = n_workers or max(groups, min(cores(), n_envs) // groups * groups)
+    if n_workers % groups:
         raise ValueError(f"n_workers = {n_workers} is not even, which two halves need")
+    if not groups <= n_workers <= n_envs:
+        raise ValueError(f"n_workers = {n_workers} is not between {groups} and n_envs = {n_envs}")
+    return n_workers
 
 
 def _set_up_workers(
+    sampler: str,
     env: EnvLike,
     policy: Algorithm | Policy,
+    n_envs: int,
+    n_steps: int,
     key: Tensor,
-    n_envs: int | None,
-    n_steps: int | None,
-    n_workers: int | None,
+    n_workers: int,
     options: dict[str, Any],
 ) -> tuple[Setup, Limits]:
-    """Take the options of workers from those of the environments, and check them."""
-    timeout, restarts = options.pop("timeout", 60.0), options.pop("restarts", 3)
-    method, pinned = options.pop("start_method", "forkserver"), options.pop("cores", None)
-    size = size_of(policy, "n_envs", n_envs)
-    n_workers = min(cores(), size) if n_workers is None else n_workers
-    check_workers("parallel", size, n_workers)
-    if timeout <= 0:
-        raise ValueError(f"timeout = {timeout} is not a number of seconds above 0")
-    if restarts < 0:
-        raise ValueError(f"restarts = {restarts} is not at least 0")
-    if pinned is not None and len(pinned) != n_workers:
-        raise ValueError(f"cores = {pinned} does not name one core for each of {n_workers} workers")
-    processes.context(method)
-    setup = set_up(envs.host(env), policy, key, n_envs, n_steps, n_workers=n_workers, **options)
-    return setup, Limits(n_workers, timeout, restarts, method, pinned)
+    """Part the options of workers from those of the environments, and check them."""
+    check_shape(n_envs, n_steps)
+    n_workers = count_workers(sampler, n_envs, n_workers)
+    limits = Limits(n_workers, **{name: x for name, x in options.items() if name in Limits._fields})
+    limits.check()
+    rest = {name: x for name, x in options.items() if name not in Limits._fields}
+    return set_up(envs.host(env), policy, n_envs, n_steps, key, n_workers=n_workers, **rest), limits
 
 
 def split(n: int, parts: int) -> list[range]:

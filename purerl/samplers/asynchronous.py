@@ -9,9 +9,8 @@ from torch import Tensor
 from purerl import tree
 from purerl.base import Batch
 from purerl.envs import GAME_OVER, RAW_REWARD
-from purerl.samplers.acting import LASTING as LATE
-from purerl.samplers.acting import READ, WRITTEN
-from purerl.samplers.feeds import Published, Setup, noise_of, seed
+from purerl.samplers.acting import LATE, READ, WRITTEN
+from purerl.samplers.feeds import Published, Setup, make_draw, seed
 from purerl.samplers.fragments import LASTING, Rows, act_packed
 from purerl.samplers.stepping import check_numbers, info_value
 from purerl.transforms import specialize_into, vmap
@@ -53,7 +52,7 @@ class Asynchronous:
         self._taken = np.full(vec.num_envs, -1)  # steps of each environment; -1 before its first observation
         self._resets = np.zeros(vec.num_envs, bool)
         self._ready: list[int] = []  # the environments that wait for actions
-        self._draw = noise_of(setup)
+        self._draw = make_draw(setup)
         rows = self._spare_rows()
         self._params = rows.torch["params"]
         self._published = Published(setup, self._params)
@@ -83,20 +82,20 @@ class Asynchronous:
         rows = self._rows(0)
         seed(self._setup, rows, 0)
         obs, info = self._vec.reset(seed=rows.numpy["seeds"][0][0, 0, : self._vec.num_envs].tolist())
-        self._begin(obs, info["env_id"])
+        self._ready = info["env_id"].tolist()
+        for i, x in zip(self._ready, obs, strict=True):
+            self._begin(i, x)
 
-    def _begin(self, obs: np.ndarray, env_ids: np.ndarray) -> None:
-        """Environments show their first observation."""
-        rows = self._rows(0)
-        for x, i in zip(obs, env_ids, strict=True):
-            rows.numpy["obs"][0][0, 0, i] = x
-            rows.numpy["first"][0][0, 0, i] = True
-        self._taken[env_ids] = 0
-        self._ready = [int(i) for i in env_ids]
+    def _begin(self, i: int, obs: np.ndarray) -> None:
+        """An environment shows its first observation."""
+        rows = self._rows(0).numpy
+        rows["obs"][0][0, 0, i], rows["first"][0][0, 0, i] = obs, True
+        self._taken[i] = 0
 
     def _step(self) -> None:
         """Act for the environments that are ready, and receive the next ones."""
-        at = [(self._rows(n // self._setup.plan.n_steps), n % self._setup.plan.n_steps, i) for i, n in self._moments()]
+        moments = [(i, *divmod(int(self._taken[i]), self._setup.plan.n_steps)) for i in self._ready]
+        at = [(self._rows(fragment), t, i) for i, fragment, t in moments]
         for name in READ:
             for k, stage in enumerate(self._read[name]):
                 for j, (rows, t, i) in enumerate(at):
@@ -108,19 +107,12 @@ class Asynchronous:
                     rows.torch[name][k][t + (name in LATE), :, i] = stage[:, j]
         self._vec.send(self._written["sent"][0][0].numpy())
         obs, reward, terminated, truncated, info = self._vec.receive()
-        env_ids = info["env_id"]
-        if (self._taken[env_ids] < 0).all():
-            self._begin(obs, env_ids)
-            return
-        for j, i in enumerate(env_ids):
+        self._ready = info["env_id"].tolist()
+        for j, i in enumerate(self._ready):
             if self._taken[i] < 0:
-                self._begin(obs[j : j + 1], env_ids[j : j + 1])
+                self._begin(i, obs[j])
             else:
-                self._record(int(i), j, obs, reward, terminated, truncated, info)
-        self._ready = [int(i) for i in env_ids]
-
-    def _moments(self) -> list[tuple[int, int]]:
-        return [(i, int(self._taken[i])) for i in self._ready]
+                self._record(i, j, obs, reward, terminated, truncated, info)
 
     def _record(self, i: int, j: int, obs: Any, reward: Any, terminated: Any, truncated: Any, info: dict[str, Any]) -> None:
         """What the step of environment `i` led to, the result's row `j`."""

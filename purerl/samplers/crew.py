@@ -20,13 +20,31 @@ from purerl.samplers.workers import Job, WorkerError, Workers
 
 
 class Limits(NamedTuple):
-    """Of worker processes."""
+    """Of worker processes.
+
+    Attributes:
+        n_workers: how many.
+        timeout: seconds after which an environment hangs.
+        restarts: how often dead workers are replaced, the fragment being lost, before it is an error.
+        start_method: "forkserver" or "spawn".
+        cores: a core for each worker to be bound to; None binds them to none.
+    """
 
     n_workers: int
-    timeout: float
-    restarts: int
-    start_method: str
-    cores: Sequence[int] | None
+    timeout: float = 60.0
+    restarts: int = 3
+    start_method: str = "forkserver"
+    cores: Sequence[int] | None = None
+
+    def check(self) -> None:
+        """Raise a `ValueError` that names the field, its value and what is allowed; and begin to prepare for workers."""
+        if self.timeout <= 0:
+            raise ValueError(f"timeout = {self.timeout} is not a number of seconds above 0")
+        if self.restarts < 0:
+            raise ValueError(f"restarts = {self.restarts} is not at least 0")
+        if self.cores is not None and len(self.cores) != self.n_workers:
+            raise ValueError(f"cores = {self.cores} does not name one core for each of {self.n_workers} workers")
+        processes.context(self.start_method)
 
 
 class Crew:
@@ -39,7 +57,7 @@ class Crew:
     """
 
     def __init__(self, setup: Setup, parts: Sequence[range], limits: Limits, closing: ExitStack, acts: bool) -> None:
-        self.setup, self._restarts_left, self._restarts = setup, limits.restarts, limits.restarts
+        self.setup, self._limits, self._restarts_left = setup, limits, limits.restarts
         block = shared_block(setup.plan, processes.context(limits.start_method))
         self.rows = Rows(setup.plan, block)
         jobs = [
@@ -86,7 +104,7 @@ class Crew:
         if self.workers.killed:
             raise error
         if self._restarts_left == 0:
-            raise WorkerError(f"{error}; restarts = {self._restarts} allows no more") from None
+            raise WorkerError(f"{error}; restarts = {self._limits.restarts} allows no more") from None
         self._restarts_left -= 1
         warnings.warn(f"{error}; it is replaced, a fragment is lost, {self._restarts_left} restarts are left", stacklevel=6)
         self.workers.replace_failed()

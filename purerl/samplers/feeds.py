@@ -103,9 +103,9 @@ class Setup(NamedTuple):
 def set_up(
     host: envs.HostEnv,
     policy: Algorithm | Policy,
+    n_envs: int,
+    n_steps: int,
     key: Tensor,
-    n_envs: int | None,
-    n_steps: int | None,
     *,
     n_workers: int = 1,
     reset: str = "mid",
@@ -117,8 +117,8 @@ def set_up(
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
+    check_shape(n_envs, n_steps)
     check_spaces(host.spec, policy.spec)
-    n_envs, n_steps = (size_of(policy, which, x) for which, x in (("n_envs", n_envs), ("n_steps", n_steps)))
     if reset not in ("mid", "wait"):
         raise ValueError(f"reset = {reset!r} is not one of mid, wait")
     if decorrelate < 0:
@@ -128,14 +128,11 @@ def set_up(
     return Setup(host, policy, keys, laid_out, Options(reset == "wait", decorrelate), key.ndim == 1)
 
 
-def size_of(policy: Algorithm | Policy, which: str, x: int | None) -> int:
-    """`n_envs` or `n_steps` as given, or as the algorithm's config says."""
-    if x is None and not isinstance(policy, Algorithm):
-        raise ValueError(f"{which} must be given for a policy without a config")
-    x = getattr(policy.config, which) if x is None else x  # type: ignore[union-attr]
-    if x < 1:
-        raise ValueError(f"{which} = {x} is not at least 1")
-    return x
+def check_shape(n_envs: int, n_steps: int) -> None:
+    """Raise a `ValueError` if a batch cannot be `[n_steps, n_envs]`."""
+    for name, n in (("n_envs", n_envs), ("n_steps", n_steps)):
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"{name} = {n} is not at least 1")
 
 
 class Published:
@@ -162,7 +159,7 @@ class Published:
                 place.copy_(x[None] if self._setup.single else x)
 
 
-def noise_of(setup: Setup) -> Callable[[Rows, int], None]:
+def make_draw(setup: Setup) -> Callable[[Rows, int], None]:
     """`draw(rows, fragment)`: the policy's noise of a whole fragment, which depends on the key and the fragment's number alone."""
     n_steps, n_envs = setup.plan.n_steps, setup.plan.n_envs
 
@@ -226,7 +223,7 @@ class Fragments:
         self.lost = 0
         self.close, self.interrupt, self.published = close, interrupt, Published(setup, params)
         self._setup, self._rows, self._fill, self._reset, self._revive = setup, rows, fill, reset, revive
-        self._draw = noise_of(setup)
+        self._draw = make_draw(setup)
         self._opened = False
         self._fragment = 0
 

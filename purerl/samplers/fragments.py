@@ -113,14 +113,10 @@ def blank_inputs(policy: Algorithm | Policy, n: int) -> Inputs:
 def act_packed(policy: Algorithm | Policy, plan: Plan) -> Callable[..., tuple]:
     """One seed's `act` on lists of leaves: the packed parameters and a step's `obs`, `action`, `reward`, `first`, `carry`, `noise`
     go in, its `sent`, `action`, `carry` and `extras` come out."""
-    blank = [
-        torch.zeros(shape, dtype=dtype) for (shape, dtype), is_used in zip(plan.leaf_shapes, plan.used, strict=True) if is_used
-    ]
-    _, unpack = tree.pack(blank)
-    dtypes = [dtype for _, dtype in plan.shapes["params"]]
+    unpack = _unpacker(plan)
 
     def act(params: list[Tensor], obs: list, action: list, reward: list, first: list, carry: list, noise: list) -> tuple:
-        rest = iter(unpack(dict(zip(dtypes, params, strict=True))))
+        rest = iter(unpack(params))
         unused = (torch.zeros((), dtype=dtype).expand(shape) for shape, dtype in plan.leaf_shapes)
         leaves = [next(rest) if is_used else x for is_used, x in zip(plan.used, unused, strict=True)]
         prev_action = masked(first[0], tree.unflatten(plan.structures["action"], action))
@@ -254,11 +250,14 @@ def shared_block(plan: Plan, context: BaseContext) -> Any:
 
 def param_places(plan: Plan, params: Sequence[Tensor]) -> list[Tensor]:
     """Where in the packed parameters `[S, n]` each leaf of the state that acting uses belongs, `[S, ...]`."""
-    blank = [
-        torch.zeros(shape, dtype=dtype) for (shape, dtype), is_used in zip(plan.leaf_shapes, plan.used, strict=True) if is_used
-    ]
-    _, unpack = tree.pack(blank)
-    return unpack({x.dtype: x for x in params})
+    return _unpacker(plan)(params)
+
+
+def _unpacker(plan: Plan) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """From the packed parameters to the leaves of the state that acting uses."""
+    leaves = zip(plan.leaf_shapes, plan.used, strict=True)
+    _, unpack = tree.pack([torch.zeros(shape, dtype=dtype) for (shape, dtype), is_used in leaves if is_used])
+    return lambda params: unpack({x.dtype: x for x in params})
 
 
 def _aligned(n: int) -> int:

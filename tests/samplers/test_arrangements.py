@@ -22,7 +22,7 @@ def vectors(make):
 
 
 def arrangements(make, n_envs, n_workers):
-    """Name, and a function of `(algo, key)` that opens the feed."""
+    """Name, and a function of `(algo, n_envs, n_steps, key)` that opens the feed."""
     yield "serial", partial(samplers.serial, make)
     yield "parallel", partial(samplers.parallel, make, n_workers=n_workers)
     yield "central", partial(samplers.central, make, n_workers=n_workers)
@@ -57,7 +57,9 @@ def test_the_same_bits(n_envs, n_workers, n_steps, longest, kind, n_seeds):
     key = random.key(n_envs) if n_seeds == 0 else random.split(random.key(n_envs), n_seeds)
     init = vmap(algo.init) if n_seeds else algo.init
     states = [init(random.key(i) if n_seeds == 0 else random.split(random.key(i), n_seeds)) for i in range(20)]
-    batches = {name: collect(open_feed(algo, key), states) for name, open_feed in arrangements(make, n_envs, n_workers)}
+    batches = {
+        name: collect(open_feed(algo, n_envs, n_steps, key), states) for name, open_feed in arrangements(make, n_envs, n_workers)
+    }
     for name, got in batches.items():
         for i, (a, b) in enumerate(zip(batches["serial"], got, strict=True)):
             for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True):
@@ -68,7 +70,7 @@ def test_learning_from_nested_observations_and_actions():
     make = partial(Walk, "nested")
     algo = make_ppo(envs.host(make).spec, PPOConfig(n_envs=4, n_steps=8, n_minibatches=2, hidden=(8,)))
     state = algo.init(random.key(0))
-    (batch,) = collect(samplers.serial(make, algo, random.key(1)), [state])
+    (batch,) = collect(samplers.serial(make, algo, 4, 8, random.key(1)), [state])
     assert batch.action["aim", "0"].shape == (8, 4, 2)
     new, info = compile(algo.update)(state, batch)
     assert torch.isfinite(info["loss"])
@@ -77,7 +79,7 @@ def test_learning_from_nested_observations_and_actions():
 
 def test_resets_and_truncations_are_among_them():
     algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=8, n_steps=5, hidden=(8,)))
-    batches = collect(samplers.serial(Walk, algo, random.key(0)), [algo.init(random.key(0))] * 20)
+    batches = collect(samplers.serial(Walk, algo, 8, 5, random.key(0)), [algo.init(random.key(0))] * 20)
     whole = tree.concatenate(batches)
     for flags in (whole.terminated, whole.truncated, ~whole.valid, whole.inputs.first):
         assert 20 < flags.sum() < 400
@@ -100,7 +102,7 @@ def test_wide_layers_and_images_too():
     for make, config in ((Picture, PPOConfig(n_envs=6, n_steps=4)), (Walk, PPOConfig(n_envs=6, n_steps=4, hidden=(300, 300)))):
         algo = make_ppo(envs.host(make).spec, config)
         states = [algo.init(random.key(i)) for i in range(2)]
-        feeds = [open_feed(algo, random.key(3)) for _, open_feed in arrangements(make, 6, 3)]
+        feeds = [open_feed(algo, 6, 4, random.key(3)) for _, open_feed in arrangements(make, 6, 3)]
         first, *others = [collect(feed, states) for feed in feeds]
         for other in others:
             for a, b in zip(first, other, strict=True):
@@ -111,7 +113,7 @@ def test_acting_on_a_device_gives_nearly_the_same():
     """All environments in one call, as on a GPU, here on the CPU: the bits may differ, the numbers may not."""
     algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=6, n_steps=5, hidden=(8,)))
     state = algo.init(random.key(0))
-    with samplers.serial(Walk, algo, random.key(0)) as feed:
+    with samplers.serial(Walk, algo, 6, 5, random.key(0)) as feed:
         feed.publish(state)
         next(feed)
         rows = feed._source._rows
@@ -149,7 +151,7 @@ if __name__ == "__main__":
             return scale * reward
     for make in (Mine, lambda: Scaled(Mine())):
         algo = make_a2c(envs.host(make).spec, A2CConfig(n_envs=2, n_steps=50, hidden=(8,)))
-        with samplers.parallel(make, algo, random.key(0), n_workers=2) as feed:
+        with samplers.parallel(make, algo, 2, 50, random.key(0), n_workers=2) as feed:
             feed.publish(algo.init(random.key(0)))
             print(next(feed).reward.max().item())
 """
@@ -167,8 +169,8 @@ def test_environments_of_a_script_reach_the_workers(tmp_path, start_method):
 def test_spawn_gives_them_too():
     algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=3, n_steps=5, hidden=(8,)))
     states = [algo.init(random.key(i)) for i in range(3)]
-    spawned = samplers.parallel(Walk, algo, random.key(0), n_workers=1, start_method="spawn")
-    for a, b in zip(collect(samplers.serial(Walk, algo, random.key(0)), states), collect(spawned, states), strict=True):
+    spawned = samplers.parallel(Walk, algo, 3, 5, random.key(0), n_workers=1, start_method="spawn")
+    for a, b in zip(collect(samplers.serial(Walk, algo, 3, 5, random.key(0)), states), collect(spawned, states), strict=True):
         assert_trees_equal(a, b)
 
 
@@ -176,8 +178,8 @@ def test_spawn_gives_them_too():
 def test_buffered_is_one_update_behind(of):
     algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=4, n_steps=5, hidden=(8,)))
     states = [algo.init(random.key(i)) for i in range(6)]
-    got = collect(samplers.buffered(Walk, algo, random.key(0), of=of), states)
-    for a, b in zip(collect(samplers.serial(Walk, algo, random.key(0)), [states[0], *states[:-1]]), got, strict=True):
+    got = collect(samplers.buffered(Walk, algo, 4, 5, random.key(0), of=of), states)
+    for a, b in zip(collect(samplers.serial(Walk, algo, 4, 5, random.key(0)), [states[0], *states[:-1]]), got, strict=True):
         assert_trees_equal(a, b)
 
 
@@ -185,12 +187,12 @@ def test_a_buffered_feed_keeps_what_was_published():
     """Whoever updates parameters in place may go on doing so."""
     algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=4, n_steps=5, hidden=(8,)))
     state = tree.own(algo.init(random.key(0)))
-    with samplers.buffered(Walk, algo, random.key(0), of=samplers.serial) as feed:
+    with samplers.buffered(Walk, algo, 4, 5, random.key(0), of=samplers.serial) as feed:
         feed.publish(state)
         for x in tree.leaves(state):
             x.zero_()
         batch = next(feed)
-    ours = collect(samplers.serial(Walk, algo, random.key(0)), [algo.init(random.key(0))])[0]
+    ours = collect(samplers.serial(Walk, algo, 4, 5, random.key(0)), [algo.init(random.key(0))])[0]
     assert_trees_equal(batch, ours)
 
 
@@ -198,7 +200,7 @@ def test_publishing_does_not_touch_the_state():
     algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=4, n_steps=5, hidden=(8,)))
     state = algo.init(random.key(0))
     before = tree.own(state)
-    batches = collect(samplers.serial(Walk, algo, random.key(0)), [state, state])
+    batches = collect(samplers.serial(Walk, algo, 4, 5, random.key(0)), [state, state])
     kept = tree.own(batches[0])
     assert_trees_equal(state, before)
     assert not any(x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() for x, y in zip(*map(tree.leaves, batches)))

@@ -17,7 +17,7 @@ from purerl.evaluate import evaluate, record_video
 
 def collect(kind, env, n_batches, n_envs=4, n_steps=16, **options):
     algo = make_a2c(env.spec, A2CConfig(n_envs=n_envs, n_steps=n_steps, shared_torso=True))
-    with kind(env, algo, random.key(0), **options) as feed:
+    with kind(env, algo, n_envs, n_steps, random.key(0), **options) as feed:
         feed.publish(algo.init(random.key(1)))
         return [next(feed) for _ in range(n_batches)]
 

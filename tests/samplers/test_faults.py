@@ -31,7 +31,7 @@ def walk_algo():
 
 def run(kind, make, n_batches=4, **options):
     algo = walk_algo()
-    with kind(make, algo, random.key(0), **options) as feed:
+    with kind(make, algo, 4, 5, random.key(0), **options) as feed:
         feed.publish(algo.init(random.key(1)))
         return [next(feed) for _ in range(n_batches)], feed.lost
 
@@ -104,7 +104,7 @@ def test_a_hanging_worker_is_replaced(tmp_path):
 
 def test_a_worker_killed_between_two_batches():
     algo = walk_algo()
-    with samplers.parallel(Walk, algo, random.key(0), n_workers=2) as feed:
+    with samplers.parallel(Walk, algo, 4, 5, random.key(0), n_workers=2) as feed:
         feed.publish(algo.init(random.key(1)))
         next(feed)
         os.kill(children()[0], signal.SIGKILL)
@@ -115,11 +115,10 @@ def test_a_worker_killed_between_two_batches():
 
 
 def test_64_environments():
-    few = A2CConfig(n_envs=64, n_steps=5, hidden=(8,))
-    algo = make_a2c(envs.host(Walk).spec, few)
+    algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=64, n_steps=5, hidden=(8,)))
     batches = []
     for kind in (samplers.serial, partial(samplers.parallel, n_workers=8)):
-        with kind(Walk, algo, random.key(0)) as feed:
+        with kind(Walk, algo, 64, 5, random.key(0)) as feed:
             feed.publish(algo.init(random.key(1)))
             batches.append([next(feed) for _ in range(3)])
     for a, b in zip(*batches, strict=True):
@@ -147,7 +146,7 @@ def test_200_feeds_leave_nothing():
     state = algo.init(random.key(1))
 
     def use(kind, n_batches=1):
-        with kind(Walk, algo, random.key(0)) as feed:
+        with kind(Walk, algo, 4, 5, random.key(0)) as feed:
             feed.publish(state)
             for _ in range(n_batches):
                 next(feed)
@@ -173,7 +172,7 @@ def test_200_feeds_leave_nothing():
 
 def test_a_feed_that_is_forgotten_ends_its_workers():
     algo = walk_algo()
-    feed = samplers.parallel(Walk, algo, random.key(0), n_workers=2)
+    feed = samplers.parallel(Walk, algo, 4, 5, random.key(0), n_workers=2)
     feed.publish(algo.init(random.key(1)))
     next(feed)
     assert len(children()) == 2
@@ -184,7 +183,7 @@ def test_a_feed_that_is_forgotten_ends_its_workers():
 
 def test_an_exception_in_the_loop_ends_the_workers():
     algo = walk_algo()
-    feed = samplers.buffered(Walk, algo, random.key(0), n_workers=2)
+    feed = samplers.buffered(Walk, algo, 4, 5, random.key(0), n_workers=2)
 
     def loop():
         with feed:
@@ -211,7 +210,7 @@ from worlds import Faulty, Walk
 if __name__ == "__main__":
     algo = walk_algo()
     make = partial(Faulty, "hang", at=30) if {hang} else Walk
-    with samplers.parallel(make, algo, random.key(0), n_workers=2) as feed:
+    with samplers.parallel(make, algo, 4, 5, random.key(0), n_workers=2) as feed:
         feed.publish(algo.init(random.key(1)))
         print(*children(), flush=True)
         for batch in feed:

@@ -42,7 +42,7 @@ def test_batches_follow_the_contract_with_nested_spaces():
     host = nested_host()
     algo = make_ppo(host.spec, PPOConfig(n_envs=2, n_steps=16, hidden=(8,), n_minibatches=2))
     state = algo.init(random.key(0))
-    with samplers.serial(host, algo, random.key(1)) as feed:
+    with samplers.serial(host, algo, 2, 16, random.key(1)) as feed:
         feed.publish(state)
         first, second = next(feed), next(feed)
     n = torch.cat([first.inputs.obs["n"], second.inputs.obs["n"]])
@@ -66,7 +66,7 @@ def test_draws_are_those_of_the_key(id):
     host = envs.make(id)
     algo = make_a2c(host.spec, A2CConfig(n_envs=2, n_steps=12, hidden=(8,)))
     state = algo.init(random.key(0))
-    with samplers.serial(host, algo, random.key(1)) as feed:
+    with samplers.serial(host, algo, 2, 12, random.key(1)) as feed:
         feed.publish(state)
         batch = next(feed)
     (noise,) = draw_ahead((algo.draw,), random.fold_in(random.key(1), 1), 12, 2)
@@ -81,10 +81,10 @@ def test_seeds_do_not_disturb_each_other():
     algo = make_a2c(host.spec, A2CConfig(n_envs=2, n_steps=20, hidden=(8,)))
     keys = random.split(random.key(3), 3)
     states = vmap(algo.init)(keys)
-    with samplers.serial(host, algo, keys) as feed:
+    with samplers.serial(host, algo, 2, 20, keys) as feed:
         feed.publish(states)
         together = [next(feed) for _ in range(2)]
-    with samplers.serial(host, algo, keys[1]) as feed:
+    with samplers.serial(host, algo, 2, 20, keys[1]) as feed:
         feed.publish(algo.init(keys[1]))
         alone = [next(feed) for _ in range(2)]
     for many, one in zip(together, alone, strict=True):
@@ -95,9 +95,9 @@ def test_misuse():
     host = envs.make("gym:CartPole-v1")
     algo = make_a2c(host.spec)
     with (
-        samplers.serial(host, algo, random.key(0)) as feed,
+        samplers.serial(host, algo, 4, 5, random.key(0)) as feed,
         pytest.raises(RuntimeError, match=r"^feed: publish\(state\) before the first batch$"),
     ):
         next(feed)
     with pytest.raises(ValueError, match=r"^Pendulum-v1: observation_space is Box.*, but the algorithm was made for Box"):
-        samplers.serial("gym:Pendulum-v1", algo, random.key(0))
+        samplers.serial("gym:Pendulum-v1", algo, 4, 5, random.key(0))

@@ -16,7 +16,7 @@ from purerl.episodes import averages, init_episodes, record_episodes
 
 def collect(kind, make, n_batches, n_envs=4, n_steps=7, key=None, **options):
     algo = make_a2c(envs.host(make).spec, A2CConfig(n_envs=n_envs, n_steps=n_steps, hidden=(8,)))
-    with kind(make, algo, random.key(0) if key is None else key, **options) as feed:
+    with kind(make, algo, n_envs, n_steps, random.key(0) if key is None else key, **options) as feed:
         feed.publish(algo.init(random.key(1)))
         return [next(feed) for _ in range(n_batches)]
 
@@ -95,7 +95,7 @@ def test_a_policy_with_memory_is_carried_from_batch_to_batch():
 
     policy = plain._replace(act=act, carry=lambda n: TensorDict(count=torch.zeros(n)))
     for kind in (samplers.serial, partial(samplers.central, n_workers=2)):
-        with kind(Walk, policy, random.key(0), 5, 6) as feed:
+        with kind(Walk, policy, 5, 6, random.key(0)) as feed:
             feed.publish(nets.init(net, random.key(1)))
             batches = [next(feed) for _ in range(4)]
         expected = torch.zeros(5)
@@ -208,23 +208,24 @@ def test_lost_lives_end_episodes_but_no_games():
 )
 def test_what_is_not_allowed_is_said_before_any_work(options, message):
     algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=4, n_steps=5, hidden=(8,)))
+    shape = (options.pop("n_envs", 4), 5)
     with pytest.raises((ValueError, TypeError), match=message):
-        samplers.parallel(Walk, algo, random.key(0), **options)
+        samplers.parallel(Walk, algo, *shape, random.key(0), **options)
 
 
 def test_vector_environments_that_cannot_be_used_are_refused():
     algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=4, n_steps=5, hidden=(8,)))
     same_step = gym.vector.AutoresetMode.SAME_STEP
     with pytest.raises(ValueError, match=r"autoreset_mode SameStep cannot be used, only NextStep"):
-        samplers.native(lambda n: gym.vector.SyncVectorEnv([Walk] * n, autoreset_mode=same_step), algo, random.key(0))
+        samplers.native(lambda n: gym.vector.SyncVectorEnv([Walk] * n, autoreset_mode=same_step), algo, 4, 5, random.key(0))
     with pytest.raises(ValueError, match=r"has 3 environments, but n_envs asks for 4"):
-        samplers.native(gym.vector.SyncVectorEnv([Walk] * 3), algo, random.key(0))
+        samplers.native(gym.vector.SyncVectorEnv([Walk] * 3), algo, 4, 5, random.key(0))
     with pytest.raises(ValueError, match=r"reset = 'wait' needs environments that are stepped one by one"):
-        samplers.native(vectors(Walk), algo, random.key(0), reset="wait")
+        samplers.native(vectors(Walk), algo, 4, 5, random.key(0), reset="wait")
     with pytest.raises(ValueError, match=r"'HalfCheetah-v5' has no vector implementation"):
-        samplers.native("HalfCheetah-v5", make_a2c(envs.make("HalfCheetah-v5").spec), random.key(0))
+        samplers.native("HalfCheetah-v5", make_a2c(envs.make("HalfCheetah-v5").spec), 4, 5, random.key(0))
     with pytest.raises(ValueError, match=r"batch_size = 2 needs an environment with send and receive"):
-        samplers.native(vectors(Walk), algo, random.key(0), batch_size=2)
+        samplers.native(vectors(Walk), algo, 4, 5, random.key(0), batch_size=2)
 
 
 def test_a_vector_environment_that_raises():
@@ -238,7 +239,7 @@ def test_a_vector_environment_that_raises():
 
 def test_gymnasiums_own_vector_environment():
     algo = make_a2c(envs.make("gym:CartPole-v1").spec, A2CConfig(n_envs=3, n_steps=40, hidden=(8,)))
-    with samplers.native("CartPole-v1", algo, random.key(0)) as feed:
+    with samplers.native("CartPole-v1", algo, 3, 40, random.key(0)) as feed:
         feed.publish(algo.init(random.key(1)))
         batch = next(feed)
     assert batch.terminated.any()

@@ -136,7 +136,9 @@ def parallel(
     Args:
         env, policy, n_envs, n_steps, key: as `serial`.
         n_workers: processes; 0 for as many as there are cores.
-        options: as `serial`, and the fields of `Limits`.
+        options: as `serial`, and `timeout` (60): seconds after which an environment hangs; `restarts` (3): how often dead workers
+            are replaced, the fragment being lost, before it is an error; `start_method` ("forkserver", or "spawn"); `cores`: a core
+            for each worker to be bound to (they are not bound).
 
     Raises:
         ValueError, EnvError: as `serial`.

@@ -20,15 +20,7 @@ from purerl.samplers.workers import Job, WorkerError, Workers
 
 
 class Limits(NamedTuple):
-    """Of worker processes.
-
-    Attributes:
-        n_workers: how many.
-        timeout: seconds after which an environment hangs.
-        restarts: how often dead workers are replaced, the fragment being lost, before it is an error.
-        start_method: "forkserver" or "spawn".
-        cores: a core for each worker to be bound to; None binds them to none.
-    """
+    """Of worker processes, as `parallel` takes them."""
 
     n_workers: int
     timeout: float = 60.0

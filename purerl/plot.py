@@ -70,7 +70,7 @@ def plot(folders: list[Path], out: Path, column: str = "ReturnAverage") -> None:
         for variant, (steps, values) in read_curves(folder, column).items():
             centre, low, high = interquartile_mean(values)
             name = " ".join(filter(None, [folder.name if len(folders) > 1 else "", variant])) or folder.name
-            (line,) = axes.plot(steps, centre, label=f"{name} ({len(values)} seed{'s' if len(values) > 1 else ''})")
+            (line,) = axes.plot(steps, centre, label=f"{name} ({len(values)} seeds)" if len(values) > 1 else name)
             axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
     axes.set(xlabel="environment steps", ylabel="return, mean of the last 100 episodes" if column == "ReturnAverage" else column)
     axes.set_title("inter-quartile mean over seeds, 95 % bootstrap band")

@@ -4,8 +4,8 @@
     python examples/pong.py runs/pong 1000000    # a shorter run, for which the learning rate falls to zero sooner
 
 Ten million steps are CleanRL's; two CPU cores take them at about 900 a second. The picture is FOLDER/curve.png, with the curve that
-CleanRL publishes beside it (`examples/cleanrl`, read off its `ppo_atari_envpool_xla_jax/hms_each_game.svg`: the mean of its seeds, over a
-run time that is taken here as steps at a constant speed, and smoothed over about half a million steps).
+CleanRL publishes beside it. That one (`examples/cleanrl`) is the mean of several seeds, read off the file hms_each_game.svg of its
+`ppo_atari_envpool_xla_jax`: over a run time that is taken here as steps at a constant speed, smoothed over half a million steps.
 """
 
 import sys

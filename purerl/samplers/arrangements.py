@@ -23,7 +23,7 @@ from purerl.samplers.feeds import Buffer, Feed, Fragments, Setup, check_shape, c
 from purerl.samplers.fragments import Rows
 from purerl.samplers.schedules import Group, alternate, in_one_thread, take_turns, together
 from purerl.samplers.stepping import Options, Stepper, Vector, make_stepper
-from purerl.samplers.workers import WorkerError
+from purerl.samplers.workers import WorkerError, context
 
 WORTH_THREADS = 300e-6  # seconds of one tile's inference
 WORTH_WORKERS = 150e-6  # seconds of a step of all environments
@@ -315,6 +315,7 @@ def _set_up_workers(
     n_workers = count_workers(sampler, n_envs, n_workers)
     limits = Limits(n_workers, **{name: x for name, x in options.items() if name in Limits._fields})
     limits.check()
+    context(limits.start_method)  # the fork server loads while this process lays out the fragments
     rest = {name: x for name, x in options.items() if name not in Limits._fields}
     return set_up(envs.host(env), policy, n_envs, n_steps, key, n_workers=n_workers, **rest), limits
 

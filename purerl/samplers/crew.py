@@ -29,14 +29,13 @@ class Limits(NamedTuple):
     cores: Sequence[int] | None = None
 
     def check(self) -> None:
-        """Raise a `ValueError` that names the field, its value and what is allowed; and begin to prepare for workers."""
+        """Raise a `ValueError` that names the field, its value and what is allowed."""
         if self.timeout <= 0:
             raise ValueError(f"timeout = {self.timeout} is not a number of seconds above 0")
         if self.restarts < 0:
             raise ValueError(f"restarts = {self.restarts} is not at least 0")
         if self.cores is not None and len(self.cores) != self.n_workers:
             raise ValueError(f"cores = {self.cores} does not name one core for each of {self.n_workers} workers")
-        processes.context(self.start_method)
 
 
 class Crew:

@@ -4,7 +4,6 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from numbers import Integral
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -132,8 +131,8 @@ def set_up(
 def check_shape(n_envs: int, n_steps: int) -> None:
     """Raise a `ValueError` if a batch cannot be `[n_steps, n_envs]`."""
     for name, n in (("n_envs", n_envs), ("n_steps", n_steps)):
-        if not isinstance(n, Integral):
-            raise ValueError(f"{name} = {n!r} is not an integer")
+        if not isinstance(n, int):
+            raise ValueError(f"{name} = {n!r} is not an int")
         if n < 1:
             raise ValueError(f"{name} = {n} is not at least 1")
 

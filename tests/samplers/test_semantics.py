@@ -198,7 +198,7 @@ def test_lost_lives_end_episodes_but_no_games():
         ({"reset": "never"}, r"^reset = 'never' is not one of mid, wait$"),
         ({"decorrelate": -1}, r"^decorrelate = -1 is not at least 0$"),
         ({"n_envs": 0}, r"^n_envs = 0 is not at least 1$"),
-        ({"n_envs": random.key(0)}, r"^n_envs = tensor\(.*\) is not an integer$"),
+        ({"n_envs": random.key(0)}, r"^n_envs = tensor\(.*\) is not an int$"),
         ({"n_workers": 5}, r"^n_workers = 5 is not between 1 and n_envs = 4$"),
         ({"timeout": 0}, r"^timeout = 0 is not a number of seconds above 0$"),
         ({"restarts": -1}, r"^restarts = -1 is not at least 0$"),

@@ -1,5 +1,6 @@
 """One file for everything that changes: written whole or not at all, checked when read, never a pickle."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -118,6 +119,14 @@ def load_newest(folder: Path, template: Any) -> tuple[Any, dict[str, Any]]:
         except CheckpointError as error:
             warnings.warn(f"{error}; trying the one before", stacklevel=2)
     raise CheckpointError(f"{folder}: no whole checkpoint")
+
+
+def newest_meta(folder: Path) -> dict[str, Any]:
+    """The meta of the newest checkpoint that has one; empty if there is none."""
+    for path in _by_age(folder):
+        with contextlib.suppress(safetensors.SafetensorError, OSError), safetensors.safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get("meta", "{}"))
+    return {}
 
 
 def _by_age(folder: Path) -> list[Path]:

@@ -1,14 +1,20 @@
 """The command line: flags from the config dataclasses, and nothing else."""
 
+import ast
+import contextlib
 import dataclasses
 import functools
 import json
 import os
+import signal
 import sys
+import threading
+import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import click
 import numpy as np
@@ -21,6 +27,8 @@ from purerl.checkpoint import CheckpointError
 from purerl.evaluate import evaluate, record_video
 
 _USER_ERRORS = (ValueError, ImportError, CheckpointError, OSError, samplers.EnvError, samplers.WorkerError)
+COMPILING = "compiling (once; up to a minute)"
+SAY_EVERY = 30.0  # seconds between two lines where there is no terminal
 console = Console(stderr=True)
 
 
@@ -50,14 +58,14 @@ def _numbers(text: str) -> float | list[float]:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """`NAME=VALUE`, the value as JSON where it is some."""
+    """`NAME=VALUE`, the value as JSON or Python spells it (`true` or `True`, `[1, 2]`, `null` or `None`), or else a word."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise ValueError
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return name, parse(value)
+    return name, value
 
 
 NUMBERS = Parsed("number[,number...]", _numbers, "a number, nor several separated by commas")
@@ -154,6 +162,9 @@ def _train(
     def take(record: Any) -> Any:
         return record(**{f.name: given.pop(f.name) for f in dataclasses.fields(record) if f.name in given})
 
+    for name, _ in env_options:
+        if [other for other, _ in env_options].count(name) > 1:
+            raise ValueError(f"--env-option {name} is given twice")
     collecting, evaluating, options = take(training.Collecting), take(training.Evaluating), dict(env_options)
     if steps is None:
         steps = algos.find(algo).default_config(envs.make(env, **options).spec).total_steps
@@ -166,35 +177,123 @@ def _train(
 
 
 def _run(run: training.Run, out: Path, resume: bool) -> None:
+    if run.collecting.sampler != "fused":
+        console.print(f"sampler: {run.collecting.sampler}")
+    said: set[str] = set()
+
+    def say(failures: Iterable[training.Failure]) -> None:
+        for lane, steps in failures:
+            if lane not in said:
+                said.add(lane)
+                console.print(
+                    f"lane {lane} stopped after {steps} steps: its loss or its state was not finite; the last good one is kept"
+                )
+
+    show = _bar if console.is_terminal else _lines
+    try:
+        with show(run) as tell, _ending_politely():
+
+            def report(progress: training.Progress) -> None:
+                say(progress.failed)
+                tell(progress)
+
+            failures = training.train(run, out, resume, report)
+    except KeyboardInterrupt:
+        _end(f"interrupted; go on with: purerl resume {out}")
+    except CheckpointError:
+        raise
+    except Exception as error:
+        told = isinstance(error, _USER_ERRORS)
+        message = str(error) if told else f"{type(error).__name__}: {error}"
+        if not told:
+            (out / "error.log").write_text(traceback.format_exc())
+            message += f"\nits traceback is in {out / 'error.log'}"
+        notes = getattr(error, "__notes__", [])
+        _end("\n".join([message, *(f"{note}; go on with: purerl resume {out}" for note in notes)]))
+    say(failures)
+    console.print(f"run: {out}")
+    if failures:
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _bar(run: training.Run) -> Iterator[Callable[[training.Progress], None]]:
+    """A live bar."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps  {task.fields[figures]}"),
     )
-    lanes = len(training.lanes(run))
-    if run.collecting.sampler != "fused":
-        console.print(f"sampler: {run.collecting.sampler}")
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("compiling (once; up to a minute)", total=run.steps, figures=f"{lanes} lanes")
+        task = bar.add_task(COMPILING, total=run.steps, figures=f"{len(training.lanes(run))} lanes")
 
         def report(p: training.Progress) -> None:
-            figures = f"{p.rate:,.0f} steps/s  return {p.mean_return:.1f}  {p.left:.0f} s left"
-            bar.update(task, description="training", completed=p.steps, total=p.total, figures=figures)
+            bar.update(task, description="training", completed=p.steps, total=p.total, figures=_figures(p))
 
-        try:
-            failures = training.train(run, out, resume, report)
-        except KeyboardInterrupt:
-            raise click.ClickException(f"interrupted; go on with: purerl resume {out}") from None
-        except (samplers.EnvError, samplers.WorkerError) as error:
-            raise click.ClickException(f"{error}\nthe run up to there is saved; go on with: purerl resume {out}") from None
-    for failure in failures:
-        console.print(
-            f"lane {failure.lane} stopped after {failure.steps} steps: its loss was not finite; its last good state is kept"
-        )
-    console.print(f"run: {out}")
-    if failures:
-        sys.exit(1)
+        yield report
+
+
+@contextlib.contextmanager
+def _lines(run: training.Run) -> Iterator[Callable[[training.Progress], None]]:
+    """Lines for a log file: at the start, when everything is compiled, every so often, and at the end."""
+    start, last = time.monotonic(), None
+    click.echo(f"{run.algo} on {run.env}: {len(training.lanes(run))} lanes of {run.steps:,} steps; {COMPILING}", err=True)
+
+    def report(p: training.Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if last is None:
+            last = now
+            click.echo(f"compiled after {now - start:.0f} s", err=True)
+        if now - last > SAY_EVERY or p.steps == p.total:
+            last = now
+            click.echo(f"{p.steps:,}/{p.total:,} steps  {_figures(p)}", err=True)
+
+    yield report
+
+
+def _figures(p: training.Progress) -> str:
+    return f"{p.rate:,.0f} steps/s  return {p.mean_return:.1f}  {p.left:.0f} s left"
+
+
+@contextlib.contextmanager
+def _ending_politely() -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM says what happens now and raises a KeyboardInterrupt; the second ends the process at once."""
+
+    ending = False
+
+    def first(number: int, frame: Any) -> None:
+        nonlocal ending
+        ending = True
+        for n in handled:
+            signal.signal(n, signal.SIG_DFL)
+        os.write(2, b"\nending: saving the last good state; once more ends at once\n")
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
+    handled = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+    for n in handled:
+        signal.signal(n, first)
+    try:
+        yield
+    finally:
+        for n, before in handled.items() if not ending else ():
+            signal.signal(n, before)
+
+
+def _end(message: str) -> NoReturn:
+    """End in one line, now: a thread that still compiles is not waited for."""
+    error = click.ClickException(message)
+    others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    for thread in others:
+        thread.join(0.2)
+    if any(thread.is_alive() for thread in others):
+        error.show()
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+    raise error
 
 
 @main.command("resume")
@@ -202,28 +301,34 @@ def _run(run: training.Run, out: Path, resume: bool) -> None:
 @_user_errors
 def _resume(folder: Path) -> None:
     """Go on with a run that was interrupted, exactly where its last checkpoint stands."""
-    _run(training.load_run(folder), folder, resume=True)
+    run = training.load_run(folder)
+    if training.finished(folder, run):
+        console.print(
+            f"run: {folder} is finished, all its {run.steps:,} steps are taken; another --out and more --steps train longer"
+        )
+        return
+    _run(run, folder, resume=True)
 
 
 @main.command("eval")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--episodes", type=click.IntRange(min=1), default=10, show_default=True, help="for each lane")
 @click.option("--steps", type=click.IntRange(min=0), default=0, help="play so many steps in each lane, and each episode to its end")
-@click.option("--seed", type=int, default=0, show_default=True, help="of the environments")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="of the environments")
 @click.option("--video", type=click.Path(path_type=Path), help="film one episode of the best lane (.mp4 or .gif)")
 @_user_errors
 def _eval(folder: Path, episodes: int, steps: int, seed: int, video: Path | None) -> None:
     """Play whole episodes with the mode of each lane's policy."""
     run = training.load_run(folder)
     algo, env = training.build(run)
-    state, _ = training.load_state(folder, run, algo, env)
-    returns, lengths = evaluate(algo, env, state.algo, episodes, seed, steps)
+    states = training.load_state(folder, run, algo, env)[0].learner.algo
+    returns, lengths = evaluate(algo, env, states, episodes, seed, steps)
     for (variant, lane_seed), r, n in zip(training.lanes(run), returns, lengths, strict=True):
         click.echo(f"{training.lane_name(variant, lane_seed)}  return {r.mean():.1f} +- {r.std():.1f}  length {n.mean():.1f}")
     click.echo(f"all  return {np.concatenate(returns).mean():.1f}  ({sum(map(len, returns))} episodes)")
     if video is not None:
         best = int(np.argmax([x.mean() for x in returns]))
-        total = record_video(algo, env, state.algo[best], str(video), seed)
+        total = record_video(algo, env, states[best], str(video), seed)
         click.echo(f"video: {video} (return {total:.1f})")
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Any
+import numbers
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 def number(default: float | None, help: str, low: float = 0.0, high: float = math.inf, **kwargs: Any) -> Any:
@@ -15,13 +16,18 @@ def count(default: int, help: str, low: int = 1) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": math.inf})
 
 
+def counts(default: tuple[int, ...], help: str, low: int = 1) -> Any:
+    """A tuple of integers of at least `low`; it shapes the program."""
+    return dataclasses.field(default=default, metadata={"help": help, "each": low})
+
+
 def option(default: str, help: str, choices: tuple[str, ...]) -> Any:
     """A field with one of a few names as its value."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
 def setting(default: Any, help: str) -> Any:
-    """Any other field."""
+    """Any other field; its annotation says of what type: bool, str, or a tuple of one of them."""
     return dataclasses.field(default=default, metadata={"help": help})
 
 
@@ -31,18 +37,43 @@ def check(config: Any) -> None:
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
+    kinds = get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value, name = getattr(config, field.name), f"{type(config).__name__}.{field.name}"
-        if "choices" in field.metadata and value not in field.metadata["choices"]:
-            raise ValueError(f"{name} = {value!r} is not one of {', '.join(field.metadata['choices'])}")
-        if "low" in field.metadata and value is not None:
-            low, high = field.metadata["low"], field.metadata["high"]
-            if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-                kind = "an integer" if isinstance(low, int) else "a number"
-                bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                raise ValueError(f"{name} = {value!r} is not {kind} {bound}")
-            if isinstance(low, int) and not isinstance(value, int):
-                raise ValueError(f"{name} = {value!r} is not an integer at least {low}")
+        value, kind = getattr(config, field.name), kinds[field.name]
+        if not (_fits(value, kind) and _in_range(value, field.metadata)):
+            raise ValueError(f"{type(config).__name__}.{field.name} = {value!r} is not {_allowed(field, kind)}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotation's type; an integer is a float too, a bool is neither."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(x, get_args(kind)[0]) for x in value)
+    if get_args(kind):  # a union
+        return any(_fits(value, part) for part in get_args(kind))
+    if kind in (int, float):
+        return isinstance(value, numbers.Real if kind is float else int) and not isinstance(value, bool)
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _in_range(value: Any, metadata: Any) -> bool:
+    if "choices" in metadata:
+        return value in metadata["choices"]
+    if "each" in metadata:
+        return all(x >= metadata["each"] for x in value)
+    return "low" not in metadata or value is None or metadata["low"] <= value <= metadata["high"]
+
+
+def _allowed(field: dataclasses.Field, kind: Any) -> str:
+    """What a field's value may be, in words."""
+    match field.metadata:
+        case {"choices": choices}:
+            return f"one of {', '.join(choices)}"
+        case {"each": low}:
+            return f"a tuple of integers at least {low}, such as {field.default}"
+        case {"low": low, "high": high}:
+            kind = "an integer" if isinstance(low, int) else "a number"
+            return f"{kind} at least {low}" if high == math.inf else f"{kind} between {low} and {high}"
+    return "True or False" if kind is bool else f"of type {kind.__name__ if isinstance(kind, type) else kind}"
 
 
 def sweepable(config: Any) -> dict[str, float]:

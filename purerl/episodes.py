@@ -11,6 +11,7 @@ from purerl.losses.returns import linear_recurrence
 
 WINDOW = 100
 SUMS = ("Return", "Length", "NonzeroRewards", "DiscountedReturn")
+TOLD = ("reward", "opens", "over")  # of games, in a batch's `episode`; all else there are infos
 
 
 class Episodes(TensorClass):
@@ -31,6 +32,19 @@ class Episodes(TensorClass):
     gamma: Tensor
 
 
+def check_infos(infos: Sequence[str]) -> None:
+    """Refuse names of infos that would stand for something else in the records, or twice.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for name in infos:
+        if name in (*SUMS, *TOLD):
+            raise ValueError(f"infos = {name!r} is reserved for the records' own figures ({', '.join((*SUMS, *TOLD))})")
+        if list(infos).count(name) > 1:
+            raise ValueError(f"infos = {name!r} is named twice")
+
+
 def init_episodes(n_envs: int, gamma: float = 1.0, infos: Sequence[str] = (), device: torch.device | None = None) -> Episodes:
     """No episode yet."""
     return Episodes(
@@ -48,14 +62,14 @@ def record_episodes(episodes: Episodes, batch: Batch) -> Episodes:
     Where the batch tells of games (`batch.episode`), those are followed: a clipped reward or a lost life is the learner's affair.
     """
     told: dict[str, Tensor] = batch.episode.to_dict()
-    reward, opens = told.pop("reward", batch.reward), told.pop("opens", ~batch.valid)
+    reward, opens = told.pop("reward", batch.reward), told.pop("opens", batch.inputs.first)
     over = told.pop("over", batch.terminated | batch.truncated)
 
     counts = batch.valid.float()
     go_on = (~opens).float()
     decay = torch.where(batch.valid, episodes.gamma.expand_as(reward), torch.ones_like(reward))
-    discounts = linear_recurrence(go_on * decay, opens.float(), episodes.discount)
-    discount = torch.cat([episodes.discount[None], discounts[:-1]])
+    discounts = linear_recurrence(go_on * decay, opens * decay, episodes.discount)  # after each step
+    discount = torch.where(opens, 1.0, torch.cat([episodes.discount[None], discounts[:-1]]))
     increments = torch.stack([reward, torch.ones_like(reward), (reward != 0).float(), discount * reward], -1) * counts[..., None]
     start = torch.stack([episodes.current[name] for name in SUMS], -1)
     sums = linear_recurrence(go_on[..., None], increments, start)

@@ -1,5 +1,7 @@
 """Whole episodes with the mode of the policy."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -7,8 +9,10 @@ import numpy as np
 import torch
 
 from purerl import envs, spaces, tree
-from purerl.base import Algorithm, Env, Inputs
+from purerl.base import Algorithm, Env, EnvSpec, Inputs
+from purerl.envs.generators import seeded, stream
 from purerl.rollout import masked
+from purerl.samplers import EnvError
 from purerl.spaces import env_actions, to_tensors, zero_actions
 from purerl.transforms import vmap
 
@@ -38,32 +42,49 @@ def evaluate(algo: Algorithm, env: Env | envs.HostEnv, state: Any, episodes: int
         episodes: environments a lane.
         seed: of the environments; the same for the same results.
         steps: environment steps to play in all in each lane; 0 for one episode in each environment.
+
+    Raises:
+        EnvError: an environment raises, or an observation or reward is not finite.
     """
-    lanes = len(state.steps)
-    shape = (lanes, episodes)
-    n = lanes * episodes
-    vec = envs.to_gymnasium(env, n) if isinstance(env, Env) else envs.to_vector(env.evaluation or env, n)
+    with stream(seeded(seed)):  # what environments may draw from global generators
+        n = len(state.steps) * episodes
+        vec = envs.to_gymnasium(env, n) if isinstance(env, Env) else envs.to_vector(env.evaluation or env, n)
+        try:
+            return _play(algo, env.spec, vec, state, (len(state.steps), episodes), seed, steps)
+        finally:
+            vec.close()
+
+
+def _play(
+    algo: Algorithm, spec: EnvSpec, vec: gym.vector.VectorEnv, state: Any, shape: tuple[int, int], seed: int, steps: int
+) -> Evaluation:
+    """Play with `shape`: lanes, and environments a lane."""
+    lanes, episodes = shape
     act = vmap(algo.mode)
-    obs, _ = vec.reset(seed=seed)
+    obs, _ = _call("reset", vec.reset, seed=seed)
     carry = tree.map(lambda x: x.expand(lanes, *x.shape), algo.carry(episodes))
-    action = tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), zero_actions(env.spec.action_space, lanes * episodes))
+    action = tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), zero_actions(spec.action_space, lanes * episodes))
     reward, first = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
-    compose = spaces.composer(env.spec.action_space)
+    compose = spaces.composer(spec.action_space)
     returns, lengths, taken, resets = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
     finished: tuple[list[list[float]], list[list[float]]] = ([[] for _ in range(lanes)], [[] for _ in range(lanes)])
     running = np.ones(shape, bool)
     device = tree.leaves(state)[0].device
     for _ in range(MAX_STEPS):
         seen = tree.map(lambda x: x.reshape(shape + x.shape[1:]), to_tensors(obs))
+        for x in tree.leaves(seen):
+            _check_finite("observation", x)
         inputs = Inputs(obs=seen, prev_action=masked(first, action), prev_reward=reward, first=first)
         leaves, structure = tree.flatten(inputs)
         inputs = tree.unflatten(tree.batched(structure, 1), [x.to(device) for x in leaves])
         action, carry = act(state, inputs, carry)
         action = tree.map(lambda x: x.cpu(), action)
-        sent = [x.flatten(0, 1).numpy() for x in tree.leaves(env_actions(env.spec.action_space, action))]
-        obs, rewards, terminated, truncated, _ = vec.step(compose(sent))
+        sent = [x.flatten(0, 1).numpy() for x in tree.leaves(env_actions(spec.action_space, action))]
+        obs, rewards, terminated, truncated, _ = _call("step", vec.step, compose(sent))
+        rewards = np.reshape(rewards, shape)
+        _check_finite("reward", torch.from_numpy(rewards))
         counts = running & ~resets
-        returns += counts * np.reshape(rewards, shape)
+        returns += counts * rewards
         lengths += counts
         taken += counts
         done = np.reshape(terminated | truncated, shape)
@@ -73,14 +94,28 @@ def evaluate(algo: Algorithm, env: Env | envs.HostEnv, state: Any, episodes: int
         returns[done], lengths[done] = 0.0, 0.0
         running &= ~done | (taken < steps / episodes)
         first, resets = torch.from_numpy(resets), done
-        reward = torch.as_tensor(np.reshape(rewards, shape), dtype=torch.float32)
+        reward = torch.as_tensor(rewards, dtype=torch.float32)
         if not running.any():
             break
-    vec.close()
     for lane, column in np.argwhere(running & (lengths > 0)):
         finished[0][lane].append(returns[lane, column])
         finished[1][lane].append(lengths[lane, column])
     return Evaluation([np.array(x) for x in finished[0]], [np.array(x) for x in finished[1]])
+
+
+def _call(what: str, f: Callable, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return f(*args, **kwargs)
+    except Exception as error:
+        raise EnvError(f"evaluation: {what} raised {type(error).__name__}: {error}") from error
+
+
+def _check_finite(what: str, x: torch.Tensor) -> None:
+    """Raise an `EnvError` that names lane and environment of a number `[L, n, ...]` that is not finite."""
+    if x.is_floating_point() and not torch.isfinite(x).all():
+        lane, i, *_ = (~torch.isfinite(x)).nonzero()[0].tolist()
+        value = x[~torch.isfinite(x)][0].item()
+        raise EnvError(f"evaluation: {what} of environment {i} of lane {lane} is {value}")
 
 
 def record_video(algo: Algorithm, env: Env | envs.HostEnv, state: Any, path: str, seed: int) -> float:
@@ -101,12 +136,26 @@ def record_video(algo: Algorithm, env: Env | envs.HostEnv, state: Any, path: str
         from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
     except ImportError as error:
         raise _no_video(error) from None
+    with stream(seeded(seed)):
+        frames, total, fps = _film(algo, env, state, seed)
+    clip = ImageSequenceClip(frames, fps=fps)
+    if path.endswith(".gif"):
+        clip.write_gif(path, logger=None)
+    else:
+        clip.write_videofile(path, logger=None)
+    return total
+
+
+def _film(algo: Algorithm, env: Env | envs.HostEnv, state: Any, seed: int) -> tuple[list[np.ndarray], float, int]:
+    """The frames of an episode, its return, and how many frames are shown a second."""
     if isinstance(env, envs.HostEnv) and env.make is None:
         stage: Any = _Screen(envs.to_vector(env.evaluation or env, 1))
+    elif isinstance(env, envs.HostEnv):
+        stage = _render(env.spec.id, env.make_drawn)
     else:
-        stage = _render(env.spec.id)
+        stage = _render(env.spec.id, partial(gym.make, env.spec.id, render_mode="rgb_array"))
     obs = stage.reset(seed=seed)[0]
-    frames: list[Any] = [stage.render()]
+    frames = [np.array(stage.render())]  # copies: an environment may draw into the same array again
     carry, space = algo.carry(1), algo.spec.action_space
     action = zero_actions(space, 1)
     total, reward, first, done = 0.0, torch.zeros(1), torch.ones(1, dtype=torch.bool), False
@@ -117,23 +166,21 @@ def record_video(algo: Algorithm, env: Env | envs.HostEnv, state: Any, path: str
         obs, r, terminated, truncated, _ = stage.step(spaces.composer(space)([x.item() if x.ndim == 0 else x for x in sent]))
         total, done = total + float(r), terminated or truncated
         reward, first = torch.tensor([float(r)]), torch.zeros(1, dtype=torch.bool)
-        frames.append(stage.render())
-    fps = stage.metadata.get("render_fps", 30)
+        frames.append(np.array(stage.render()))
     stage.close()
-    clip = ImageSequenceClip(frames, fps=fps)
-    if path.endswith(".gif"):
-        clip.write_gif(path, logger=None)
-    else:
-        clip.write_videofile(path, logger=None)
-    return total
+    return frames, total, stage.metadata.get("render_fps", 30)
 
 
-def _render(id: str) -> gym.Env:
+def _render(id: str, make: Callable[[], gym.Env] | None) -> gym.Env:
     """An environment that draws itself, after its first drawing."""
+    if make is None:
+        raise OSError(f"video: {id} cannot be drawn: it is not made with render_mode='rgb_array'")
     try:
-        env = gym.make(id, render_mode="rgb_array")
+        env = make()
         env.reset()
-        env.render()
+        drawn: Any = env.render()
+        if np.ndim(drawn) != 3:
+            raise OSError(f"render returned {type(drawn).__name__}, not an array [H, W, 3]")
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _no_video(error) from None
     except Exception as error:  # each renderer has errors of its own for a machine without a display

@@ -13,6 +13,7 @@ from purerl.checkpoint import write_atomically
 
 STEPS, TIME, RATE = "Diagnostics/CumSteps", "Diagnostics/CumTime (s)", "Diagnostics/StepsPerSecond"
 LOST = "Diagnostics/LostFragments"
+PROGRESS = "progress.csv"
 
 
 class CsvLog:
@@ -23,7 +24,7 @@ class CsvLog:
         keep_steps: rows beyond this step count, left by a run that was killed after its last checkpoint, are dropped.
     """
 
-    def __init__(self, folder: Path, keep_steps: int = 0, name: str = "progress.csv") -> None:
+    def __init__(self, folder: Path, keep_steps: int = 0, name: str = PROGRESS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name
         header, rows = read_rows(path) if path.exists() else ([], [])
@@ -40,7 +41,7 @@ class CsvLog:
     def write(self, row: dict[str, Any]) -> None:
         if self._fields is None:
             self._fields = list(row)
-            self._file.write(",".join(self._fields) + "\n")
+            csv.DictWriter(self._file, self._fields, lineterminator="\n").writeheader()
         csv.DictWriter(self._file, self._fields, lineterminator="\n").writerow(row)
         self._file.flush()
 

@@ -32,7 +32,8 @@ def init_moments(shape: torch.Size, device: torch.device | None = None) -> Momen
 
 def update_moments(moments: Moments, x: Tensor, mask: Tensor) -> Moments:
     """Merge the rows of `x` `[N, *shape]` for which `mask` `[N]` holds (Chan, Golub and LeVeque 1979)."""
-    weight = mask.to(x.dtype).reshape(mask.shape + (1,) * (x.ndim - 1))
+    x = x.float()  # float16 would overflow in the square
+    weight = mask.float().reshape(mask.shape + (1,) * (x.ndim - 1))
     n = weight.sum()
     mean = (x * weight).sum(0) / n.clamp(min=1.0)
     var = ((x - mean) ** 2 * weight).sum(0) / n.clamp(min=1.0)
@@ -68,9 +69,12 @@ def init_reward_scale(n_envs: int, device: torch.device | None = None) -> Reward
 
 
 def scale_rewards(scale: RewardScale, batch: Batch, gamma: float | Tensor, clip: float = 10.0) -> tuple[RewardScale, Tensor]:
-    """Take in a batch `[T, B]`, and return its rewards `[T, B]` divided by the standard deviation and clipped."""
-    go_on = batch.valid.float()
-    returns = linear_recurrence(gamma * go_on, batch.reward * go_on, scale.returns)
+    """Take in a batch `[T, B]`, and return its rewards `[T, B]` divided by the standard deviation and clipped.
+
+    The discounted sums begin anew where an episode does, also where environments were begun anew between two batches.
+    """
+    go_on = (~batch.inputs.first).float()
+    returns = linear_recurrence(gamma * go_on, batch.reward * batch.valid, scale.returns)
     moments = update_moments(scale.moments, returns.flatten(), batch.valid.flatten())
     rewards = torch.clamp(batch.reward / torch.sqrt(moments.variance + _EPS), -clip, clip)
     return RewardScale(returns=returns[-1], moments=moments), rewards

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from purerl import distributions, nets
 from purerl.base import EnvSpec, Inputs, Policy
+from purerl.spaces import blank_inputs
 
 
 def make_policy(spec: EnvSpec, net: nn.Module) -> Policy:
@@ -21,13 +22,15 @@ def make_policy(spec: EnvSpec, net: nn.Module) -> Policy:
         The policy; `act` puts the action's `log_prob` into the batch's extras.
 
     Raises:
-        ValueError: an action space that no distribution is known for.
+        ValueError: an action space that no distribution is known for, or parameters of another width.
     """
     dist = distributions.for_space(spec.action_space)
 
     def dist_params(params: TensorDict, inputs: Inputs) -> Tensor:
         out = nets.apply(net, params, inputs.obs)
-        return out[0] if isinstance(out, tuple) else out
+        chosen = out[0] if isinstance(out, tuple) else out
+        nets.check_output("action parameters", chosen, (len(inputs.first), dist.n_params))
+        return chosen
 
     def act(params: TensorDict, inputs: Inputs, carry: TensorDict, noise: Tensor) -> tuple[Any, TensorDict, TensorDict]:
         chosen = dist_params(params, inputs)
@@ -37,6 +40,7 @@ def make_policy(spec: EnvSpec, net: nn.Module) -> Policy:
     def mode(params: TensorDict, inputs: Inputs, carry: TensorDict) -> tuple[Any, TensorDict]:
         return dist.mode(dist_params(params, inputs)), carry
 
+    dist_params(nets.blank(net), blank_inputs(spec, 2))
     return Policy(
         init=lambda key: nets.init(net, key), act=act, mode=mode, draw=dist.draw, carry=lambda n_envs: TensorDict(), spec=spec
     )

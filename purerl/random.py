@@ -3,6 +3,8 @@
 A key is an int32 tensor `[2]` (its 64 bits). Every function is pure: the same key gives the same numbers, eager, compiled or
 vmapped, on any device. Use each key once: `split` it, or `fold_in` a number, to get new ones.
 
+Raises: every function that takes a key raises a `ValueError` if it is given something else.
+
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011); the known-answer vectors of Random123 hold.
 """
 
@@ -53,6 +55,7 @@ torch.compiler.allow_in_graph(threefry2x32)
 
 
 def _blocks(key: Tensor, n: int, purpose: int) -> tuple[Tensor, Tensor]:
+    _check(key)
     index = torch.arange(n, dtype=torch.int32, device=key.device)
     return threefry2x32(key, (index, torch.full_like(index, purpose)))
 
@@ -61,8 +64,10 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
     """The key `[2]` int32 of a seed, an integer of up to 64 bits.
 
     Raises:
-        ValueError: the seed is not in `[0, 2**64)`.
+        ValueError: the seed is not an integer in `[0, 2**64)`.
     """
+    if not isinstance(seed, int):
+        raise ValueError(f"seed: {seed!r} is not an integer")
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed: {seed} is not in [0, 2**64)")
     return torch.tensor([_int32(seed & 0xFFFFFFFF), _int32(seed >> 32)], dtype=torch.int32, device=device)
@@ -73,6 +78,12 @@ def is_key(x: object) -> bool:
     return isinstance(x, Tensor) and x.dtype == torch.int32 and x.shape == (2,)
 
 
+def _check(key: object) -> None:
+    if not is_key(key):
+        found = f"{key.dtype} {list(key.shape)}" if isinstance(key, Tensor) else repr(key)
+        raise ValueError(f"key: {found} is not a key, int32 [2]; random.key(0) makes one, vmap maps over several")
+
+
 def split(key: Tensor, n: int = 2) -> Tensor:
     """`n` new keys, `[n, 2]` int32."""
     return torch.stack(_blocks(key, n, _SPLIT), -1)
@@ -80,6 +91,7 @@ def split(key: Tensor, n: int = 2) -> Tensor:
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """A new key `[2]` from a key and an integer (a 0-d tensor, or an int of 32 bits)."""
+    _check(key)
     word = torch.as_tensor(data, dtype=torch.int32, device=key.device)
     return torch.stack(threefry2x32(key, (word, torch.full_like(word, _FOLD_IN))), -1)
 

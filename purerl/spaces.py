@@ -10,7 +10,7 @@ from gymnasium.vector.utils import create_empty_array
 from tensordict import TensorDict
 from torch import Tensor
 
-from purerl.base import EnvSpec
+from purerl.base import EnvSpec, Inputs
 
 
 def to_tensors(x: Any) -> Tensor | TensorDict:
@@ -31,6 +31,16 @@ def zero_obs(space: gym.Space, n: int) -> Tensor | TensorDict:
     return to_tensors(create_empty_array(space, n))
 
 
+def blank_inputs(spec: EnvSpec, n: int) -> Inputs:
+    """What a policy sees of `n` environments before anything happened."""
+    return Inputs(
+        obs=zero_obs(spec.observation_space, n),
+        prev_action=zero_actions(spec.action_space, n),
+        prev_reward=torch.zeros(n),
+        first=torch.ones(n, dtype=torch.bool),
+    )
+
+
 def parts(space: gym.Space) -> list[tuple[tuple[str | int, ...], gym.Space]]:
     """The leaves of a space, each with the keys that lead to it, in the order of its TensorDict's leaves."""
     match space:
@@ -48,6 +58,23 @@ def leaf(x: Any, path: tuple[str | int, ...]) -> Any:
     for key in path:
         x = x[key]
     return x
+
+
+def field(name: str, path: tuple[str | int, ...]) -> str:
+    """What a user calls a part of a nested value: `observation['camera'][0]`."""
+    return name + "".join(f"[{key!r}]" for key in path)
+
+
+def bounds(space: gym.Space) -> tuple[Any, Any] | None:
+    """The least and the greatest value of a space whose values are counted, each a number or an array; None for a Box."""
+    match space:
+        case gym.spaces.Discrete():
+            return space.start, space.start + space.n - 1
+        case gym.spaces.MultiDiscrete():
+            return space.start, space.start + space.nvec - 1
+        case gym.spaces.MultiBinary():
+            return 0, 1
+    return None
 
 
 def composer(space: gym.Space) -> Callable[[list], Any]:
@@ -84,16 +111,17 @@ def children(space: gym.spaces.Dict | gym.spaces.Tuple) -> list[tuple[str, gym.S
 
 
 def env_actions(space: gym.Space, action: Any) -> Any:
-    """What the environment receives: a Box's actions clipped to its bounds, discrete ones counted from the space's `start`."""
+    """What the environment receives: a Box's actions clipped to its bounds in its own dtype, discrete ones counted from `start`."""
 
-    def like(bound: Any) -> Tensor:
-        return torch.as_tensor(bound, dtype=action.dtype, device=action.device)
+    def like(bound: Any, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.as_tensor(bound, dtype=dtype or action.dtype, device=action.device)
 
     match space:
         case gym.spaces.Dict() | gym.spaces.Tuple():
             return TensorDict({name: env_actions(part, action[name]) for name, part in children(space)})
         case gym.spaces.Box():
-            return torch.minimum(torch.maximum(action, like(space.low)), like(space.high))
+            dtype = getattr(torch, str(space.dtype))  # a float64 bound may lie between two float32 numbers
+            return torch.minimum(torch.maximum(action.to(dtype), like(space.low, dtype)), like(space.high, dtype))
         case gym.spaces.Discrete() | gym.spaces.MultiDiscrete():
             return action + like(space.start)
         case _:

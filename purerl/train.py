@@ -5,8 +5,8 @@ import gc
 import itertools
 import json
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from purerl import algos, checkpoint, envs, logs, random, samplers, tree
 from purerl import config as cfg
 from purerl.base import Algorithm, Env
-from purerl.episodes import Episodes, averages, init_episodes, record_episodes
+from purerl.episodes import Episodes, averages, check_infos, init_episodes, record_episodes
 from purerl.evaluate import Evaluation, evaluate
 from purerl.rollout import fuse
 from purerl.transforms import compile, vmap
@@ -26,6 +26,7 @@ from purerl.transforms import compile, vmap
 REPORT_EVERY = 0.2  # seconds
 EVAL_SEED = 1_000_000  # of evaluation's environments, which training does not see
 LARGE = 200_000  # parameters from which an update is worth several threads
+PATIENCE = 1.0  # seconds that a thread at work has to come to an end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,12 @@ class Collecting:
 
     def __post_init__(self) -> None:
         cfg.check(self)
+        check_infos(self.infos)
+
+    def changed(self, *names: str) -> dict[str, Any]:
+        """Which of these fields have not their default value, and what they are."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,37 +101,65 @@ class HostState(TensorClass):
     key: Tensor
 
 
-class Program(NamedTuple):
-    """A run as two functions over the state of all lanes, a tree with a leading axis `[L]`.
+class Lanes(TensorClass):
+    """Everything that changes in a run.
 
     Attributes:
-        init: `init(keys [L, 2]) -> state`.
-        step: `step(state, n) -> (state, info)`, `n` times one batch and one update in every lane, and the last update's info.
+        learner: `[L]` of `TrainState` or `HostState`.
+        going: `[L]` bool, False from the step on at which a number of the lane's state was no longer finite.
+    """
+
+    learner: Any
+    going: Tensor
+
+
+class Program(NamedTuple):
+    """A run as two functions over the state of all lanes.
+
+    Attributes:
+        init: `init(keys [L, 2]) -> learner`, with a leading axis `[L]`.
+        step: `step(lanes, n) -> (lanes, info)`, `n` times one batch and one update in every lane, and the last update's info.
         lost: batches that were lost with a worker so far.
-        close: gives back threads, processes and environments.
+        close: gives back threads, processes and environments; a thread that is at work for longer (it compiles) is left alone.
     """
 
     init: Callable[[Tensor], Any]
-    step: Callable[[Any, int], tuple[Any, TensorDict]]
+    step: Callable[[Lanes, int], tuple[Lanes, TensorDict]]
     lost: Callable[[], int]
     close: Callable[[], None]
 
 
+class Failure(NamedTuple):
+    """A lane that stopped after so many steps, because its state or its loss was no longer finite."""
+
+    lane: str
+    steps: int
+
+
 class Progress(NamedTuple):
-    """Where a run stands: steps done and to do in each lane, steps a second in all lanes, mean return, seconds left."""
+    """Where a run stands.
+
+    Attributes:
+        steps, total: done and to do in each lane.
+        rate: steps a second in all lanes; 0 before it can be told.
+        mean_return: over lanes, NaN before the first episode has ended.
+        left: seconds.
+        failed: the lanes that have stopped.
+    """
 
     steps: int
     total: int
     rate: float
     mean_return: float
     left: float
+    failed: tuple[Failure, ...]
 
 
-class Failure(NamedTuple):
-    """A lane that stopped because its loss was no longer a number."""
+class Point(NamedTuple):
+    """How far a run has come: updates in each lane, and the state after them."""
 
-    lane: str
-    steps: int
+    update: int
+    lanes: Lanes
 
 
 def plan(
@@ -152,7 +187,8 @@ def plan(
     entry = algos.find(algo)
     if seeds < 1:
         raise ValueError(f"seeds = {seeds} is not at least 1")
-    made = envs.make(env, **(env_options or {}))
+    env_options = _as_json("env_options", env_options or {})
+    made = envs.make(env, **env_options)
     default = entry.default_config(made.spec)
     fields = {f.name for f in dataclasses.fields(default)}
     for name in overrides:
@@ -163,8 +199,10 @@ def plan(
             raise ValueError(
                 f"{name} = {value} cannot be swept: it shapes the program; only {', '.join(cfg.sweepable(default))} can"
             )
+        if isinstance(value, list) and len({np.float32(x) for x in value}) < len(value):
+            raise ValueError(f"{name} = {value} holds a number twice (as float32, in which it is computed)")
     config = {**dataclasses.asdict(default), "total_steps": steps, **overrides}
-    run = Run(algo, env, seeds, steps, config, device, env_options or {}, evaluating=evaluating or Evaluating())
+    run = Run(algo, env, seeds, steps, config, device, env_options, evaluating=evaluating or Evaluating())
     for variant in variants(run):
         batch = make_config(run, variant)
         entry.make(made.spec, batch)
@@ -174,6 +212,18 @@ def plan(
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device = {device!r} is not available; this machine has only 'cpu'")
     return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, batch.n_envs))
+
+
+def _as_json(name: str, value: Any) -> Any:
+    """A value as `config.json` gives it back.
+
+    Raises:
+        ValueError: JSON cannot hold it.
+    """
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError as error:
+        raise ValueError(f"{name} = {value!r} cannot be kept in config.json: {error}") from None
 
 
 def choose(collecting: Collecting, env: Env | envs.HostEnv, n_envs: int) -> Collecting:
@@ -188,13 +238,22 @@ def choose(collecting: Collecting, env: Env | envs.HostEnv, n_envs: int) -> Coll
                 f"sampler = {collecting.sampler!r} is for environments of the outside world, but {env.spec.id} is pure; "
                 f"gym:{env.spec.id} is Gymnasium's own"
             )
+        for name, value in collecting.changed(*(f.name for f in dataclasses.fields(collecting) if f.name != "sampler")).items():
+            raise ValueError(
+                f"{name} = {value!r} is for environments of the outside world, but {env.spec.id} is pure; "
+                f"gym:{env.spec.id} is Gymnasium's own"
+            )
         return dataclasses.replace(collecting, sampler="fused")
+    if collecting.sampler == "fused":
+        raise ValueError(f"sampler = 'fused' is for pure environments, but {env.spec.id} is one of the outside world")
     if collecting.sampler == "auto":
         collecting = dataclasses.replace(collecting, sampler=samplers.suggest(env, n_envs, collecting.n_workers))
     if collecting.sampler == "native":
         envs.vector_host(env)
     if collecting.sampler not in samplers.WORKERLESS:
         samplers.count_workers(collecting.sampler, n_envs, collecting.n_workers)
+    elif collecting.changed("n_workers"):
+        raise ValueError(f"n_workers = {collecting.n_workers} is for samplers with workers, which {collecting.sampler!r} has not")
     if env.make is None and collecting.reset == "wait":
         raise ValueError(f"reset = 'wait' needs environments that are stepped one by one, but {env.spec.id} is a VectorEnv")
     return collecting
@@ -213,8 +272,13 @@ def lanes(run: Run) -> list[tuple[dict[str, float], int]]:
 
 def lane_name(variant: dict[str, float], seed: int) -> str:
     """The lane's folder: `seed_000`, or `lr=0.001,clip=0.1/seed_000` in a sweep."""
-    prefix = ",".join(f"{name}={value:g}" for name, value in variant.items())
+    prefix = ",".join(f"{name}={_short(value)}" for name, value in variant.items())
     return f"{prefix}/seed_{seed:03d}" if prefix else f"seed_{seed:03d}"
+
+
+def _short(value: float) -> str:
+    """A number in as few digits as tell it from every other one."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def make_config(run: Run, variant: dict[str, float]) -> Any:
@@ -223,15 +287,27 @@ def make_config(run: Run, variant: dict[str, float]) -> Any:
     return algos.find(run.algo).config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def guard(step: Callable, unpack: Callable) -> Callable:
-    """`step` on a packed state (a few large tensors cross the border of a compiled call sooner than many small ones), in which
-    a lane whose loss or parameters are no longer finite stands still at its last good state."""
+def guard(step: Callable, example: Any) -> Callable:
+    """`step` on a packed state (a few large tensors cross the border of a compiled call sooner than many small ones), in which a
+    lane stands still for good once its loss or any number of the algorithm's state is no longer finite: at its last good state.
 
-    def guarded(packed: Any, *batch: Any) -> tuple[Any, TensorDict]:
-        new, info = step(tree.own(unpack(packed)), *batch)  # a loop takes no two views of one tensor
-        checked = [info["loss"], *tree.leaves(new.algo.params)]
-        finite = torch.stack([torch.isfinite(x).all() for x in checked]).all()
-        return tree.where(finite, tree.pack(new)[0], packed), info
+    A number that is infinite from the start and stays so (a clipping range that is never reached) is none of these.
+
+    Args:
+        step: `step(state, *batch) -> (state, info)`, whose state has the algorithm's as its first field.
+        example: a state.
+    """
+    _, unpack = tree.pack(example)
+    learnt = [x for x in tree.leaves(example.algo) if x.is_floating_point()]
+    counts = {dtype: sum(x.numel() for x in learnt if x.dtype == dtype) for dtype in {x.dtype for x in learnt}}
+
+    def guarded(packed: dict[torch.dtype, Tensor], going: Tensor, *batch: Any) -> tuple[Any, Tensor, TensorDict]:
+        state, info = step(tree.own(unpack(packed)), *batch)  # a loop takes no two views of one tensor
+        new = tree.pack(state)[0]
+        heads = [(new[dtype][:n], packed[dtype][:n]) for dtype, n in counts.items()]  # what the algorithm's leaves were packed into
+        sound = [(torch.isfinite(after) | (after == before)).all() for after, before in heads]
+        going = going & torch.stack([torch.isfinite(info["loss"]), *sound]).all()
+        return tree.where(going, new, packed), going, info
 
     return guarded
 
@@ -245,24 +321,25 @@ def make_program(run: Run, algo: Algorithm, env: Env | envs.HostEnv, start: int)
 def pure_program(algo: Algorithm, env: Env, n_lanes: int) -> Program:
     """Rollout and update fused; the lanes run as tiles of equal size, one thread each."""
     init, step = fuse(algo, env)
-    _, unpack = tree.pack(init(random.key(0)))
-    compiled = compile(vmap(guard(step, unpack)))
+    compiled = compile(vmap(guard(step, init(random.key(0)))))
     cores = torch.get_num_threads()
     n_tiles = max(n for n in range(1, cores + 1) if n_lanes % n == 0)
     size = n_lanes // n_tiles
     pool = ThreadPoolExecutor(n_tiles, initializer=lambda: torch.set_num_threads(1))
     compiling = True
 
-    def repeat(tile: Any, n: int) -> tuple[Any, TensorDict]:
-        packed, unpack = tree.pack(tile, axes=1)
-        for _ in range(n):
-            packed, info = compiled(packed)
-        return unpack(packed), info
+    futures: list[Future] = []
 
-    def step_all(state: Any, n: int) -> tuple[Any, TensorDict]:
+    def repeat(tile: Lanes, n: int) -> tuple[Lanes, TensorDict]:
+        (packed, unpack), going = tree.pack(tile.learner, axes=1), tile.going
+        for _ in range(n):
+            packed, going, info = compiled(packed, going)
+        return Lanes(learner=unpack(packed), going=going), info
+
+    def step_all(lanes: Lanes, n: int) -> tuple[Lanes, TensorDict]:
         nonlocal compiling
-        tiles = [tree.index(state, slice(i * size, (i + 1) * size)) for i in range(n_tiles)]
-        futures = []
+        tiles = [tree.index(lanes, slice(i * size, (i + 1) * size)) for i in range(n_tiles)]
+        futures.clear()
         for tile in tiles:
             futures.append(pool.submit(repeat, tile, n))
             if compiling:  # in one thread, once
@@ -271,7 +348,11 @@ def pure_program(algo: Algorithm, env: Env, n_lanes: int) -> Program:
         done = [future.result() for future in futures]
         return tree.concatenate([tile for tile, _ in done]), tree.concatenate([info for _, info in done])
 
-    return Program(vmap(init), step_all, lambda: 0, pool.shutdown)
+    def close() -> None:
+        wait(futures, PATIENCE)
+        pool.shutdown(wait=False, cancel_futures=True)
+
+    return Program(vmap(init), step_all, lambda: 0, close)
 
 
 def host_program(algo: Algorithm, env: envs.HostEnv, start: int, collecting: Collecting) -> Program:
@@ -287,45 +368,53 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int, collecting: Col
         return HostState(algo=algo_state, episodes=record_episodes(state.episodes, batch), key=state.key), info
 
     example = init(random.key(0))
-    _, unpack = tree.pack(example)
     n_params = sum(x.numel() for x in tree.leaves(example.algo.params))  # type: ignore[attr-defined]
     threads = torch.get_num_threads() if n_params > LARGE else 1
-    compiled = compile(vmap(guard(learn, unpack)), threads)
+    compiled = compile(vmap(guard(learn, example)), threads)
     pool = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
     feed: samplers.Feed | None = None
+    future: Future = Future()
 
-    def step(state: HostState, n: int) -> tuple[HostState, TensorDict]:
+    def step(lanes: Lanes, n: int) -> tuple[Lanes, TensorDict]:
         nonlocal feed
+        state, going = lanes.learner, lanes.going
         if feed is None:
             keys = torch.vmap(lambda key: random.fold_in(key, start))(state.key)
             feed = samplers.make(env, algo, algo.config.n_envs, algo.config.n_steps, keys, **dataclasses.asdict(collecting))
             feed.publish(state.algo)
         for _ in range(n):
             packed, unpack = tree.pack(state, axes=1)
-            packed, info = compiled(packed, next(feed))
+            packed, going, info = compiled(packed, going, next(feed))
             state = unpack(packed)
             feed.publish(state.algo)
-        return tree.own(state), info
+        return tree.own(Lanes(learner=state, going=going)), info
+
+    def step_in_thread(lanes: Lanes, n: int) -> tuple[Lanes, TensorDict]:
+        nonlocal future
+        future = pool.submit(step, lanes, n)
+        return future.result()
 
     def close() -> None:
-        if feed is not None:
+        if future.running():
+            wait([future], PATIENCE)
+        if feed is not None and not future.running():
             feed.close()
-        pool.shutdown()
+        pool.shutdown(wait=False, cancel_futures=True)
 
-    return Program(vmap(init), lambda state, n: pool.submit(step, state, n).result(), lambda: feed.lost if feed else 0, close)
+    return Program(vmap(init), step_in_thread, lambda: feed.lost if feed else 0, close)
 
 
-def initial_state(run: Run, program: Program) -> Any:
+def initial_state(run: Run, program: Program) -> Lanes:
     """All lanes before their first step, each with its seed's key and its variant's numbers."""
     key = torch.stack([random.key(seed, run.device) for _, seed in lanes(run)])
-    state = program.init(key)
+    learner = program.init(key)
     hyper = {
         name: torch.tensor([float(variant[name]) for variant, _ in lanes(run)], device=run.device) for name in variants(run)[0]
     }
-    state.algo.hyper = TensorDict({**state.algo.hyper, **hyper}, batch_size=[len(key)])
+    learner.algo.hyper = TensorDict({**learner.algo.hyper, **hyper}, batch_size=[len(key)])
     if "gamma" in hyper:
-        state.episodes.gamma = hyper["gamma"]
-    return state
+        learner.episodes.gamma = hyper["gamma"]
+    return Lanes(learner=learner, going=torch.ones(len(key), dtype=torch.bool, device=run.device))
 
 
 def prepare(out: Path, run: Run) -> None:
@@ -369,7 +458,7 @@ def build(run: Run) -> tuple[Algorithm, Env | envs.HostEnv]:
     return algos.find(run.algo).make(env.spec, make_config(run, variants(run)[0])), env
 
 
-def load_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> tuple[Any, dict[str, Any]]:
+def load_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> tuple[Lanes, dict[str, Any]]:
     """The newest whole checkpoint of a run: the state of all lanes, and its meta.
 
     Raises:
@@ -380,6 +469,20 @@ def load_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) ->
         return checkpoint.load_newest(out / "checkpoints", initial_state(run, program))
     finally:
         program.close()
+
+
+def finished(out: Path, run: Run) -> bool:
+    """Whether a run has taken all its steps, and owes no evaluation."""
+    config, meta = make_config(run, variants(run)[0]), checkpoint.newest_meta(out / "checkpoints")
+    batch = config.n_envs * config.n_steps
+    owed = run.evaluating.eval_every and meta.get("evaluated", 0) < run.steps // batch * batch
+    return meta.get("update", 0) >= run.steps // batch and not owed and not any((out / "checkpoints").glob("evaluation_*"))
+
+
+def rows_written(out: Path, run: Run) -> bool:
+    """Whether the run's lanes have written down any figures yet."""
+    paths = [out / lane_name(*lane) / logs.PROGRESS for lane in lanes(run)]
+    return any(path.exists() and logs.read_rows(path)[1] for path in paths)
 
 
 def train(
@@ -393,77 +496,99 @@ def train(
 
     Args:
         out: the folder: a prepared one (`prepare`), or one to resume.
-        resume: go on from the newest checkpoint, or from the start if there is none yet.
+        resume: go on from the newest checkpoint; a run that is finished owes at most an evaluation.
         report: called several times a second with how far the run is.
-        checkpoint_every: seconds between checkpoints; one is always written at the end, and at Ctrl-C.
+        checkpoint_every: seconds between checkpoints; one is always written at the start, at the end, and when something is raised.
 
     Returns:
-        The lanes that stopped because their loss was no longer a number; their last good state is in the checkpoint.
+        The lanes that stopped because a number was no longer finite; their last good state is in the checkpoint.
 
     Raises:
-        CheckpointError: resuming, and none of the checkpoints is whole.
-        WorkerError, EnvError: collecting failed; the state before is in the checkpoint.
+        CheckpointError: resuming, and none of the checkpoints is whole, or they are gone.
+        Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
     """
     algo, env = build(run)
     folder = out / "checkpoints"
+    if resume and not any(folder.glob("step_*")) and rows_written(out, run):
+        raise checkpoint.CheckpointError(
+            f"{folder}: the checkpoints are gone; the figures of the run's steps are still in {out}. "
+            f"To begin anew, train into another folder, or delete {out} first"
+        )
     saved = resume and any(folder.glob("step_*"))
-    state, meta = load_state(out, run, algo, env) if saved else (None, {})
+    found, meta = load_state(out, run, algo, env) if saved else (None, {})
     start_update, seconds = int(meta.get("update", 0)), float(meta.get("seconds", 0.0))
     program = make_program(run, algo, env, start_update)
-    if state is None:
-        state = initial_state(run, program)
+    done = Point(start_update, initial_state(run, program) if found is None else found)
 
     batch = algo.config.n_envs * algo.config.n_steps
     n_updates, n_lanes = run.steps // batch, len(lanes(run))
     row_every = max(1, n_updates // 100)
     sinks = Sinks(out, run, start_update * batch)
-    evaluator = Evaluator(run, out, start_update * batch)
+    evaluator = Evaluator(run, out, start_update * batch, int(meta.get("evaluated", start_update * batch)))
     failed: dict[str, Failure] = {}
     start = last_report = last_save = time.monotonic()
     start_at, seconds_each, first = start - seconds, REPORT_EVERY, start_update + 1
 
-    def save(update: int) -> None:
-        checkpoint.save_step(folder, update * batch, state, {"update": update, "seconds": time.monotonic() - start_at})
+    def save() -> None:
+        now = {"update": done.update, "seconds": time.monotonic() - start_at, "evaluated": evaluator.evaluated}
+        checkpoint.save_step(folder, done.update * batch, done.lanes, now)
 
-    update = start_update
+    def tell() -> None:
+        left = (n_updates - done.update) * seconds_each if rate else float("nan")
+        report(Progress(done.update * batch, n_updates * batch, rate, float(sinks.mean_return), left, tuple(failed.values())))
+
     try:
-        while update < n_updates:
+        if found is None:
+            save()
+        evaluator.make_up(done.lanes.learner.algo)
+        evaluator.look(done.lanes.learner.algo, done.update * batch, last=done.update >= n_updates)
+        while done.update < n_updates:
             # Up to the next row, but no longer than between two reports; the first update alone, because it compiles.
-            to_row = min(row_every - update % row_every, n_updates - update, evaluator.due(update * batch, batch))
-            n = max(1, min(to_row, int(REPORT_EVERY / seconds_each))) if update > start_update else 1
-            state, info = program.step(state, n)
-            update += n
+            to_row = min(row_every - done.update % row_every, n_updates - done.update, evaluator.due(done.update * batch, batch))
+            n = max(1, min(to_row, int(REPORT_EVERY / seconds_each))) if done.update > start_update else 1
+            state, info = program.step(done.lanes, n)
+            done = Point(done.update + n, state)
             now = time.monotonic()
-            if update == start_update + 1:
+            if done.update == start_update + 1:
                 # Compilation is over: its objects need no visit by the garbage collector, and its time is no part of the rate.
                 gc.collect()
                 gc.freeze()
                 start = now
-            elif update > first:
-                seconds_each = (now - start) / (update - first)
-            rate = batch * n_lanes / seconds_each if update > first else 0.0
-            if update % row_every == 0 or update == n_updates:
-                for lane, steps in zip(sinks.names, state.algo.steps.tolist(), strict=True):
-                    if steps != update * batch and lane not in failed:
-                        failed[lane] = Failure(lane, steps)
-                sinks.write(state, info, update * batch, now - start_at, rate / n_lanes, failed, program.lost())
-            evaluator.look(state, update * batch, last=update == n_updates)
-            if now - last_report > REPORT_EVERY or update == n_updates:
-                left = (n_updates - update) * seconds_each if rate else float("nan")
-                report(Progress(update * batch, n_updates * batch, rate, float(sinks.mean_return), left))
+            elif done.update > first:
+                seconds_each = (now - start) / (done.update - first)
+            rate = batch * n_lanes / seconds_each if done.update > first else 0.0
+            note_failures(failed, sinks.names, state)
+            if done.update % row_every == 0 or done.update == n_updates:
+                sinks.write(state.learner, info, done.update * batch, now - start_at, rate / n_lanes, failed, program.lost())
+            evaluator.look(state.learner.algo, done.update * batch, last=done.update == n_updates)
+            if now - last_report > REPORT_EVERY or done.update in (first, n_updates):
+                tell()
                 last_report = now
-            if now - last_save > checkpoint_every and update % row_every == 0:
-                save(update)
+            if now - last_save > checkpoint_every and done.update % row_every == 0:
+                save()
                 last_save = now
-        save(update)
-    except (KeyboardInterrupt, samplers.WorkerError, samplers.EnvError):
-        save(update)
+        save()
+    except BaseException as error:
+        try:
+            save()
+            error.add_note("the run up to there is saved")
+        except Exception as lost:
+            error.add_note(f"the run up to there could not be saved ({lost}); the checkpoint before is whole")
         raise
     finally:
         evaluator.close()
         sinks.close()
         program.close()
+    note_failures(failed, sinks.names, done.lanes)
     return list(failed.values())
+
+
+def note_failures(failed: dict[str, Failure], names: Sequence[str], lanes: Lanes) -> None:
+    """Add to `failed` the lanes that have stopped."""
+    if not lanes.going.all():
+        for lane, going, steps in zip(names, lanes.going.tolist(), lanes.learner.algo.steps.tolist(), strict=True):
+            if not going:
+                failed.setdefault(lane, Failure(lane, steps))
 
 
 class Sinks:
@@ -508,44 +633,71 @@ class Sinks:
 class Evaluator:
     """Evaluations of a run while it trains, in `evaluation.csv` of each lane and in TensorBoard.
 
+    What is to be evaluated is written beside the checkpoints before, and deleted when its figures are: a run that ends in between
+    makes the evaluation up when it is resumed.
+
     Args:
         keep_steps: rows beyond this step count are dropped, as in `progress.csv`.
+        evaluated: steps up to which evaluations were begun.
     """
 
-    def __init__(self, run: Run, out: Path, keep_steps: int) -> None:
+    def __init__(self, run: Run, out: Path, keep_steps: int, evaluated: int) -> None:
         self._run, self._every, self._background = run, run.evaluating.eval_every, run.evaluating.eval_background
-        self._next = keep_steps + self._every - keep_steps % self._every if self._every else 0
+        self._folder, self.evaluated = out / "checkpoints", evaluated
         self._pool: ProcessPoolExecutor | None = None
         self._pending: tuple[int, Future[Evaluation]] | None = None
         self._sinks: list[tuple[logs.CsvLog, logs.TensorBoardLog]] = []
+        self._owed = []
+        for path in sorted(self._folder.glob("evaluation_*.safetensors")):
+            steps = int(path.stem.removeprefix("evaluation_"))
+            if steps > keep_steps:
+                path.unlink()  # it will be due again
+            else:
+                self._owed.append(steps)
+        keep_steps = min([keep_steps, *(steps - 1 for steps in self._owed)])  # rows of some lanes may have been written
         for variant, seed in lanes(run) if self._every else ():
             name = lane_name(variant, seed)
             tensorboard = logs.TensorBoardLog(out / "tb" / "evaluation" / name, keep_steps + 1)
             self._sinks.append((logs.CsvLog(out / name, keep_steps, "evaluation.csv"), tensorboard))
 
+    def make_up(self, algo: Any) -> None:
+        """Evaluate what an earlier part of the run has left; `algo` is an example of a state."""
+        for steps in self._owed:
+            owed, _ = checkpoint.load(self._path(steps), algo)
+            self._pending = steps, self._evaluate(owed)
+            self._collect()
+
+    def _path(self, steps: int) -> Path:
+        return self._folder / f"evaluation_{steps:012d}.safetensors"
+
+    def _next(self) -> int:
+        return (self.evaluated // self._every + 1) * self._every
+
     def due(self, steps: int, batch: int) -> int:
         """Updates until the next evaluation."""
-        return -(-(self._next - steps) // batch) if self._every else 1 << 62
+        return max(1, -(-(self._next() - steps) // batch)) if self._every else 1 << 62
 
-    def look(self, state: Any, steps: int, last: bool) -> None:
+    def look(self, algo: Any, steps: int, last: bool) -> None:
         """Evaluate this state if it is time to, and write down what has been found."""
         if not self._every:
             return
-        if steps >= self._next or last:
+        if steps >= self._next() or (last and steps > self.evaluated):
             self._collect()  # one at a time: training waits for an evaluation that is slower than itself
-            self._next += -(-(steps + 1 - self._next) // self._every) * self._every
-            self._pending = steps, self._evaluate(state)
+            checkpoint.save(self._path(steps), algo, {})
+            self.evaluated = steps
+            self._pending = steps, self._evaluate(algo)
         if self._pending and (last or not self._background or self._pending[1].done()):
             self._collect()
 
-    def _evaluate(self, state: Any) -> "Future[Evaluation]":
+    def _evaluate(self, algo: Any) -> "Future[Evaluation]":
         if not self._background:
             found: Future[Evaluation] = Future()
-            found.set_result(evaluate_run(self._run, state.algo))
+            found.set_result(evaluate_run(self._run, algo))
             return found
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, samplers.context(), initializer=samplers.settle_in)
-        leaves, structure = tree.flatten(state.algo)
+            around = samplers.surroundings()
+            self._pool = ProcessPoolExecutor(1, samplers.context(), initializer=samplers.settle_in, initargs=(around,))
+        leaves, structure = tree.flatten(algo)
         return self._pool.submit(_evaluate_elsewhere, self._run, structure, [x.cpu().numpy() for x in leaves])
 
     def _collect(self) -> None:
@@ -562,9 +714,12 @@ class Evaluator:
             }
             lane.write(row)
             tensorboard.write(row)
+        self._path(steps).unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._pool is not None:
+            for process in list(self._pool._processes.values()) if self._pending else ():
+                process.kill()  # nobody waits for it any more
             self._pool.shutdown(cancel_futures=True)
         for lane, tensorboard in self._sinks:
             lane.close()

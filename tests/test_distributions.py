@@ -5,11 +5,9 @@ from torch import distributions as td
 
 from purerl import distributions, random
 
-G = torch.Generator().manual_seed(0)
 
-
-def rand(*shape):
-    return torch.randn(shape, generator=G)
+def rand(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def tanh_reference(params):
@@ -36,6 +34,8 @@ def sample(dist, params, key):
 def test_log_prob_agrees_with_torch(name):
     dist, reference = CASES[name]
     params = rand(50, dist.n_params)
+    if name == "tanh":
+        params = params / 2  # the reference knows no number where float32's tanh reaches a wall
     action = sample(dist, params, random.key(0))
     torch.testing.assert_close(dist.log_prob(params, action), reference(params).log_prob(action), rtol=2e-3, atol=2e-3)
 
@@ -43,7 +43,7 @@ def test_log_prob_agrees_with_torch(name):
 @pytest.mark.parametrize("name", ["categorical", "gaussian"])
 def test_entropy_and_kl_agree_with_torch(name):
     dist, reference = CASES[name]
-    p, q = rand(50, dist.n_params), rand(50, dist.n_params)
+    p, q = rand(50, dist.n_params), rand(50, dist.n_params, seed=1)
     torch.testing.assert_close(dist.entropy(p), reference(p).entropy())
     torch.testing.assert_close(dist.kl(p, q), td.kl_divergence(reference(p), reference(q)), rtol=1e-4, atol=1e-5)
 
@@ -61,7 +61,7 @@ def test_tanh_kl_is_the_gaussians_and_actions_stay_inside():
 
 def test_multi_categorical_is_independent_categoricals():
     dist = distributions.multi_categorical((2, 3))
-    logits, other = rand(40, 5), rand(40, 5)
+    logits, other = rand(40, 5), rand(40, 5, seed=1)
     a = sample(dist, logits, random.key(2))
     parts = [td.Categorical(logits=x) for x in logits.split((2, 3), -1)]
     others = [td.Categorical(logits=x) for x in other.split((2, 3), -1)]

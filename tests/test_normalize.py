@@ -32,3 +32,12 @@ def test_reward_scale_follows_gymnasiums_returns():
             returns.append(running)
     torch.testing.assert_close(scale.moments.variance, torch.tensor(np.var(returns), dtype=torch.float32), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(scaled, batch.reward / scale.moments.variance.sqrt(), rtol=1e-4, atol=1e-4)
+
+
+def test_moments_of_float16_are_computed_in_float32():
+    """The square of 300 is beyond float16."""
+    x = torch.linspace(-3000, 3000, 101, dtype=torch.float16)[:, None]
+    moments = normalize.update_moments(normalize.init_moments(torch.Size([1])), x, torch.ones(101, dtype=torch.bool))
+    torch.testing.assert_close(moments.variance, x.float().var(0, correction=0), rtol=1e-3, atol=0)
+    assert moments.variance.dtype == normalize.standardize(moments, x).dtype == torch.float32
+    assert torch.isfinite(normalize.standardize(moments, x)).all()

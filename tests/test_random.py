@@ -135,3 +135,27 @@ def test_bad_input():
         random.permutation(random.key(0), 0)
     with pytest.raises(ValueError, match=r"^choice: 4 draws without replacement from n = 3$"):
         random.choice(random.key(0), 3, (4,), replace=False)
+
+
+@pytest.mark.parametrize("wrong", [0, 1.0, None, torch.zeros(2), torch.zeros(3, 2, dtype=torch.int32)], ids=str)
+@pytest.mark.parametrize(
+    "f",
+    [
+        random.split,
+        lambda key: random.fold_in(key, 1),
+        random.uniform,
+        random.normal,
+        lambda key: random.permutation(key, 5),
+        lambda key: random.categorical(key, torch.zeros(3)),
+        lambda key: random.choice(key, 5),
+    ],
+)
+def test_what_is_no_key_is_refused(f, wrong):
+    with pytest.raises(ValueError, match=r"^key: .* is not a key, int32 \[2\]; random.key\(0\) makes one, vmap maps over several$"):
+        f(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["0", 1.5, None])
+def test_what_is_no_seed_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"^seed: .* is not an integer$"):
+        random.key(wrong)

@@ -77,7 +77,7 @@ def test_nan_stops_its_lane_alone(tmp_path, monkeypatch):
 
     def poisoned(run, program):
         state = original(run, program)
-        state.algo.hyper["vf_coef"][1] = float("nan")
+        state.learner.algo.hyper["vf_coef"][1] = float("nan")
         return state
 
     monkeypatch.setattr(training, "initial_state", poisoned)
@@ -85,8 +85,8 @@ def test_nan_stops_its_lane_alone(tmp_path, monkeypatch):
     failures = training.train(run, tmp_path / "run")
     assert failures == [training.Failure("lr=0.001/seed_001", 0)]
     state, _ = training.load_state(tmp_path / "run", run, *training.build(run))
-    assert state.algo.steps.tolist() == [3200, 0, 3200, 3200]
-    assert torch.isfinite(state.algo.params["critic.weight"]).all()
+    assert state.learner.algo.steps.tolist() == [3200, 0, 3200, 3200]
+    assert torch.isfinite(state.learner.algo.params["critic.weight"]).all()
     assert read_rows(tmp_path / "run" / "lr=0.001" / "seed_001" / "progress.csv")[1] == []
     assert len(read_rows(tmp_path / "run" / "lr=0.01" / "seed_001" / "progress.csv")[1]) == 100
 
@@ -189,7 +189,7 @@ def test_what_cannot_go_on_leaves_a_whole_checkpoint(tmp_path, fault, error):
     with pytest.raises(error):
         training.train(run, tmp_path / "run")
     state, meta = training.load_state(tmp_path / "run", run, *training.build(run))
-    assert state.algo.steps.item() == meta["update"] * 32
+    assert state.learner.algo.steps.item() == meta["update"] * 32
     training.train(run, tmp_path / "run", resume=True)  # the flag is gone: nothing goes wrong again
     _, rows = read_rows(tmp_path / "run" / "seed_000" / "progress.csv")
     assert rows[-1]["Diagnostics/CumSteps"] == "640"

@@ -1,11 +1,14 @@
 """Environments for the tests of samplers, importable by worker processes."""
 
+import multiprocessing
 import os
+import random
 import signal
 import time
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.envs.registration import register
 
 BOX, PAIR = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32), gym.spaces.MultiDiscrete([2, 3])
@@ -55,6 +58,27 @@ def leaves(x):
     return [leaf for part in x for leaf in leaves(part)] if isinstance(x, tuple) else [x]
 
 
+# What a faulty step returns in the place of what it should.
+WRONG = {
+    "shape": {"obs": np.zeros(4, np.float32)},
+    "dtype": {"obs": np.zeros(3, np.complex64)},
+    "nan": {"obs": np.array([0.0, np.nan, 0.0], np.float32)},
+    "inf": {"obs": np.array([0.0, np.inf, 0.0], np.float32)},
+    "ragged": {"obs": [[1.0], [1.0, 2.0], 3.0]},
+    "reward": {"reward": float("nan")},
+    "infinite reward": {"reward": -float("inf")},
+    "large reward": {"reward": 1e300},
+    "word": {"reward": "much"},
+    "rewards": {"reward": np.array([3.0, 7.0])},
+    "reward of one axis": {"reward": np.array([3.0])},
+    "reward dict": {"reward": {"goal": 1.0}},
+    "no reward": {"reward": None},
+    "complex reward": {"reward": 1j},
+    "terminated": {"terminated": np.array([True, False])},
+    "truncated": {"truncated": "no"},
+}
+
+
 class Faulty(Walk):
     """Goes wrong at its step `at` (0: in reset), if `here` says so: the file `flag` exists, or there is none to look for."""
 
@@ -72,9 +96,8 @@ class Faulty(Walk):
         result = super().step(action)
         if self.steps != self.at or (self.flag is not None and not self._take_flag()):
             return result
-        obs, reward, *rest = result
-        wrong = self._go_wrong()
-        return (wrong.get("obs", obs), wrong.get("reward", reward), *rest)
+        right = dict(zip(("obs", "reward", "terminated", "truncated", "info"), result, strict=True))
+        return tuple({**right, **self._go_wrong()}.values())
 
     def _take_flag(self):
         """Whether the flag was still there: it is taken away, so that only one environment goes wrong once."""
@@ -94,18 +117,176 @@ class Faulty(Walk):
                 os.kill(os.getpid(), signal.SIGKILL)
             case "exit":
                 os._exit(7)
-            case "shape":
-                return {"obs": np.zeros(4, np.float32)}
-            case "dtype":
-                return {"obs": np.zeros(3, np.complex64)}
-            case "nan":
-                return {"obs": np.array([0.0, np.nan, 0.0], np.float32)}
-            case "reward":
-                return {"reward": float("nan")}
-            case "word":
-                return {"reward": "much"}
-        return {}
+            case "stop":
+                raise StopIteration
+        return WRONG.get(self.fault, {})
+
+
+class Drawing(gym.Env):
+    """Shows what the global generators of numpy, Python and torch say; episodes of 5 steps."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (6,), np.float32), gym.spaces.Discrete(2)
+
+    def __init__(self):
+        self.made = self._draw()
+
+    def _draw(self):
+        return np.array([np.random.rand(), random.random(), torch.rand(()).item()], np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.n = 0
+        return np.concatenate([self.made, self._draw()]), {}
+
+    def step(self, action):
+        self.n += 1
+        return np.concatenate([self.made, self._draw()]), random.random(), self.n == 5, False, {}
+
+
+class Whereabouts(gym.Env):
+    """Shows a variable of the environment, and whether there is a file in the working folder."""
+
+    observation_space, action_space = gym.spaces.Box(0, 9, (2,), np.float32), gym.spaces.Discrete(2)
+
+    def _obs(self):
+        return np.array([float(os.environ.get("PURERL_TEST", "0")), os.path.exists("here.txt")], np.float32)
+
+    def reset(self, seed=None, options=None):
+        return self._obs(), {}
+
+    def step(self, action):
+        return self._obs(), 0.0, False, False, {}
+
+
+class Family(gym.Env):
+    """Starts a process of its own, which it asks at each step for its number."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1 << 23, (1,), np.float32), gym.spaces.Discrete(2)
+
+    def __init__(self):
+        self.ours, theirs = multiprocessing.Pipe()
+        self.child = multiprocessing.get_context("fork").Process(target=echo, args=(theirs,))
+        self.child.start()
+
+    def reset(self, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.ours.send("who")
+        return np.full(1, self.ours.recv(), np.float32), 0.0, False, False, {}
+
+    def close(self):
+        self.ours.send(None)
+        self.child.join()
+
+
+def echo(connection):
+    while connection.recv() is not None:
+        connection.send(os.getpid())
+
+
+class OldReset(Walk):
+    """As in Gym before 0.26: reset gives only an observation."""
+
+    def reset(self, seed=None, options=None):
+        return super().reset(seed=seed)[0]
+
+
+class Seedless(Walk):
+    """As in Gym before 0.22: reset takes no seed."""
+
+    def reset(self):
+        return super().reset()
+
+
+class OldStep(Walk):
+    """As in Gym before 0.26: step gives four values."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated or truncated, info
+
+
+class Lacking(Walk):
+    """A Dict observation without one of its keys."""
+
+    def __init__(self):
+        super().__init__("nested")
+
+    def _obs(self):
+        obs = super()._obs()
+        return {"x": obs["x"]} if self.n == 2 else obs
+
+
+class Outside(gym.Env):
+    """Counts on beyond its discrete space."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, kind):
+        counted = gym.spaces.Discrete(3, start=1)
+        self.kind = kind
+        self.observation_space = {
+            "discrete": counted,
+            "multi": gym.spaces.MultiDiscrete([4, 9]),
+            "binary": gym.spaces.MultiBinary(2),
+            "nested": gym.spaces.Dict(n=counted),
+        }[kind]
+
+    def _obs(self):
+        match self.kind:
+            case "discrete":
+                return self.n
+            case "nested":
+                return {"n": self.n}
+            case "multi":
+                return np.array([self.n, 0])
+            case "binary":
+                return np.array([self.n // 2, 0], np.int8)
+
+    def reset(self, seed=None, options=None):
+        self.n = 1
+        return self._obs(), {}
+
+    def step(self, action):
+        self.n += 1
+        return self._obs(), 0.0, False, False, {}
+
+
+class Informed(Walk):
+    """Its infos at an episode's end are what they should not be."""
+
+    def __init__(self, info):
+        super().__init__(longest=3)
+        self.info = info
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated, self.info if info else {}
+
+
+class Fixed(gym.Env):
+    """Episodes of so many steps, each worth 1."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,), np.float32), gym.spaces.Discrete(2)
+
+    def __init__(self, length=200, flag=None):
+        self.length, self.flag = length, flag
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.n = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.n += 1
+        if self.flag is not None and self.n == 150 and os.path.exists(self.flag):
+            os.remove(self.flag)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.zeros(2, np.float32), 1.0, self.n == self.length, False, {}
 
 
 register("Walk-v0", Walk, max_episode_steps=6)
+register("Fixed-v0", Fixed)
+register("Informed-v0", Informed)
 register("Faulty-v0", Faulty)

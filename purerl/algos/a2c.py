@@ -39,7 +39,7 @@ class A2CConfig:
     lr_schedule: str = cfg.option("linear", "the learning rate over the run", tuple(optim.SCHEDULES))
     normalize_obs: bool = cfg.setting(False, "standardize observations by running moments")
     normalize_reward: bool = cfg.setting(False, "scale rewards by the running deviation of the return")
-    hidden: tuple[int, ...] = cfg.setting((64, 64), "widths of the hidden layers")
+    hidden: tuple[int, ...] = cfg.counts((64, 64), "widths of the hidden layers")
     activation: str = cfg.option("tanh", "of the hidden layers", tuple(nets.ACTIVATIONS))
     shared_torso: bool = cfg.setting(False, "one torso for policy and value")
     precision: str = cfg.option("float32", "of the convolutions in updates", tuple(ac.PRECISIONS))
@@ -65,7 +65,7 @@ def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | No
         net: your own module `forward(obs [N, ...]) -> (params [N, P], value [N])`, on any device; only its shapes are used.
 
     Raises:
-        ValueError: an observation or action space that A2C cannot take.
+        ValueError: an observation or action space that A2C cannot take, or a network that returns something else.
     """
     config = config or default_config(spec)
     policy = ac.make_policy(spec, config, net)
@@ -75,7 +75,7 @@ def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | No
         return optim.chain(optim.clip_by_global_norm(hyper["max_grad_norm"]), direction, optim.scale(-lr))
 
     def loss(params: TensorDict, samples: TensorDict, hyper: TensorDict) -> tuple[Tensor, TensorDict]:
-        dist_params, value = nets.apply(policy.learning_net, params, samples["obs"])
+        dist_params, value = ac.forward(policy, policy.learning_net, params, samples["obs"])
         mean = partial(masked_mean, mask=samples["valid"])
         advantage = ac.advantages(config, samples)
         log_prob = policy.dist.log_prob(dist_params, samples["action"])

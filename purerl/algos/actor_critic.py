@@ -15,6 +15,7 @@ from purerl.distributions import Distribution
 from purerl.losses import gae, masked_mean
 from purerl.normalize import Moments, RewardScale, init_moments, init_reward_scale, scale_rewards, standardize, update_moments
 from purerl.optim import Optimizer, apply_updates
+from purerl.spaces import zero_obs
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -61,11 +62,13 @@ def make_policy(spec: EnvSpec, config: Any, net: nn.Module | None) -> Policy:
     """The config's network, or the user's, on the meta device.
 
     Raises:
-        ValueError: an observation or action space that the algorithm cannot take.
+        ValueError: an observation or action space that the algorithm cannot take, or a network that returns something else.
     """
     dist = distributions.for_space(spec.action_space)
     learning_net = net
-    if net is None:
+    if net is not None:
+        nets.actor_critic(net, nets.blank(net), zero_obs(spec.observation_space, 2), dist.n_params)  # what it returns is checked
+    else:
         settings = spec.observation_space, spec.action_space, config.hidden, config.activation, config.shared_torso
         with torch.device("meta"):
             net, learning_net = (nets.ActorCritic(*settings, PRECISIONS[name]) for name in ("float32", config.precision))
@@ -92,16 +95,21 @@ def init(policy: Policy, spec: EnvSpec, config: Any, optimizer: Callable[[Tensor
     )
 
 
+def forward(policy: Policy, net: nn.Module, params: TensorDict, obs: Any) -> tuple[Tensor, Tensor]:
+    """The action distribution's parameters `[N, P]` and the value `[N]` of observations `[N, ...]`."""
+    return nets.actor_critic(net, params, obs, policy.dist.n_params)
+
+
 def act(policy: Policy, state: ActorCriticState, inputs: Inputs, carry: TensorDict, noise: Tensor) -> tuple:
     """Sample an action; `log_prob` goes along."""
-    dist_params, _ = nets.apply(policy.net, state.params, policy.see(state, inputs.obs))
+    dist_params, _ = forward(policy, policy.net, state.params, policy.see(state, inputs.obs))
     action = policy.dist.sample(dist_params, noise)
     return action, TensorDict(log_prob=policy.dist.log_prob(dist_params, action)), carry
 
 
 def mode(policy: Policy, state: ActorCriticState, inputs: Inputs, carry: TensorDict) -> tuple[Tensor, TensorDict]:
     """The likeliest action."""
-    dist_params, _ = nets.apply(policy.net, state.params, policy.see(state, inputs.obs))
+    dist_params, _ = forward(policy, policy.net, state.params, policy.see(state, inputs.obs))
     return policy.dist.mode(dist_params), carry
 
 
@@ -117,7 +125,7 @@ def estimate(policy: Policy, config: Any, state: ActorCriticState, batch: Batch)
             f"batch: {n_envs} environments, but n_envs = {config.n_envs} in the config, which normalize_reward follows"
         )
     all_obs = policy.see(state, tree.map(lambda x, last: torch.cat([x, last[None]]), batch.inputs.obs, batch.last.obs))
-    _, values = nets.apply(policy.learning_net, state.params, tree.map(lambda x: x.flatten(0, 1), all_obs))
+    _, values = forward(policy, policy.learning_net, state.params, tree.map(lambda x: x.flatten(0, 1), all_obs))
     values = values.reshape(n_steps + 1, n_envs)
 
     rewards, reward_scale = batch.reward, state.reward_scale

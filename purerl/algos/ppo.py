@@ -40,7 +40,7 @@ class PPOConfig:
     clip_schedule: str = cfg.option("constant", "the clip range over the run", tuple(optim.SCHEDULES))
     normalize_obs: bool = cfg.setting(False, "standardize observations by running moments")
     normalize_reward: bool = cfg.setting(False, "scale rewards by the running deviation of the return")
-    hidden: tuple[int, ...] = cfg.setting((64, 64), "widths of the hidden layers")
+    hidden: tuple[int, ...] = cfg.counts((64, 64), "widths of the hidden layers")
     activation: str = cfg.option("tanh", "of the hidden layers", tuple(nets.ACTIVATIONS))
     shared_torso: bool = cfg.setting(False, "one torso for policy and value")
     precision: str = cfg.option("float32", "of the convolutions in updates", tuple(ac.PRECISIONS))
@@ -83,7 +83,7 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | No
         net: your own module `forward(obs [N, ...]) -> (params [N, P], value [N])`, on any device; only its shapes are used.
 
     Raises:
-        ValueError: an observation or action space that PPO cannot take.
+        ValueError: an observation or action space that PPO cannot take, or a network that returns something else.
     """
     config = config or default_config(spec)
     policy = ac.make_policy(spec, config, net)
@@ -92,7 +92,7 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | No
         return optim.chain(optim.clip_by_global_norm(hyper["max_grad_norm"]), optim.adam(lr, eps=hyper["adam_eps"]))
 
     def loss(params: TensorDict, samples: TensorDict, hyper: TensorDict, clip: Tensor) -> tuple[Tensor, TensorDict]:
-        dist_params, value = nets.apply(policy.learning_net, params, samples["obs"])
+        dist_params, value = ac.forward(policy, policy.learning_net, params, samples["obs"])
         mean = partial(masked_mean, mask=samples["valid"])
         advantage = ac.advantages(config, samples)
         log_ratio = policy.dist.log_prob(dist_params, samples["action"]) - samples["log_prob"]

@@ -1,7 +1,7 @@
 """Environments: pure ports, probes, and the doors to and from Gymnasium and ALE."""
 
 from purerl.envs.atari import GAME_OVER, RAW_REWARD, AtariVector
-from purerl.envs.registry import PURE, HostEnv, atari, host, make, pure, to_vector, vector_host
+from purerl.envs.registry import PURE, HostEnv, atari, host, make, pure, route_mujoco_warnings, to_vector, vector_host
 from purerl.envs.vector import PureVectorEnv, to_gymnasium
 from purerl.envs.wrappers import accept_keys, time_limit
 
@@ -17,6 +17,7 @@ __all__ = [
     "host",
     "make",
     "pure",
+    "route_mujoco_warnings",
     "time_limit",
     "to_gymnasium",
     "to_vector",

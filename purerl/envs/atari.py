@@ -11,13 +11,15 @@ from gymnasium.vector.utils import batch_space
 
 from purerl.base import EnvSpec
 
-RAW_REWARD, GAME_OVER = "raw_reward", "game_over"
+# What our own vector environments tell in their infos, under names that nobody else's environment uses.
+RAW_REWARD, GAME_OVER = "purerl/raw_reward", "purerl/game_over"
 
 
 class AtariVector(VectorEnv):
     """`num_envs` games on C++ threads: 84 x 84 grey, 4 frames, each the maximum of 2, every 4th, up to 30 no-ops after a reset.
 
-    Its infos hold `raw_reward`, the reward before clipping, and `game_over`: a lost life ends an episode, but no game.
+    Its infos hold, as `RAW_REWARD`, the reward before clipping, and as `GAME_OVER` whether a game has ended: a lost life ends an
+    episode, but no game.
 
     Args:
         game: ALE's name of it.

@@ -1,6 +1,10 @@
 """Environments by name: the pure ports, and everything that Gymnasium can make."""
 
+import contextlib
 import difflib
+import re
+import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,6 +14,7 @@ import gymnasium as gym
 from purerl.base import Env, EnvSpec
 from purerl.envs import acrobot, cartpole, mountain_car, pendulum
 from purerl.envs.atari import describe
+from purerl.envs.generators import undisturbed
 from purerl.envs.wrappers import accept_keys, time_limit
 
 PURE = {env.spec.id: env for env in (acrobot.ENV, cartpole.ENV, mountain_car.ENV, mountain_car.CONTINUOUS_ENV, pendulum.ENV)}
@@ -23,12 +28,14 @@ class HostEnv(NamedTuple):
         make: `make() -> gymnasium.Env`, to be stepped one by one.
         make_vec: `make_vec(n_envs, n_threads) -> gymnasium.vector.VectorEnv` with NEXT_STEP autoreset.
         evaluation: the same task as it is evaluated, if that differs from how it is trained on.
+        make_drawn: `make` whose environments draw themselves (`render_mode="rgb_array"`).
     """
 
     spec: EnvSpec
     make: Callable[[], gym.Env] | None = None
     make_vec: Callable[[int, int], gym.vector.VectorEnv] | None = None
     evaluation: "HostEnv | None" = None
+    make_drawn: Callable[[], gym.Env] | None = None
 
 
 def pure(env: Env) -> Env:
@@ -47,7 +54,7 @@ def make(id: str, **kwargs: Any) -> Env | HostEnv:
         kwargs: as `host`.
 
     Raises:
-        ValueError: no such environment; the nearest names are listed.
+        ValueError: no such environment (the nearest names are listed), or it cannot be made.
         ImportError: a package that the environment needs is not installed.
     """
     if id in PURE and not kwargs:
@@ -67,18 +74,20 @@ def host(env: "str | HostEnv | Callable[[], gym.Env]", **kwargs: Any) -> HostEnv
     if isinstance(env, HostEnv):
         return env
     if not isinstance(env, str):
-        return _describe(getattr(env, "__name__", type(env).__name__), env)
+        return _describe(env)
     if env.startswith("ALE/"):
         return atari(env, **kwargs)
+    _refuse_raw_atari(env)
     id = env.removeprefix("gym:")
-    found = _known(id, partial(gym.make, id, **kwargs), kwargs)
+    found = _known(id, kwargs)
     spec, limit = found.spec, found.spec.max_episode_steps if found.spec else None
     described = EnvSpec(id, found.observation_space, found.action_space, limit)
     found.close()
     assert spec is not None
     # Made of its spec: another process need not have registered it. Samplers check more than Gymnasium's checker, and faster.
+    make = partial(_make, spec, disable_env_checker=True)
     make_vec = partial(_make_vec, spec) if spec.vector_entry_point is not None else None
-    return HostEnv(described, partial(gym.make, spec, disable_env_checker=True), make_vec)
+    return HostEnv(described, make, make_vec, make_drawn=partial(make, render_mode="rgb_array"))
 
 
 def atari(id: str, **kwargs: Any) -> HostEnv:
@@ -102,6 +111,8 @@ def vector_host(env: "str | HostEnv | gym.vector.VectorEnv | Callable[[int], gym
         return HostEnv(_vector_spec(env), make_vec=lambda n_envs, n_threads: env)
     if callable(env) and not isinstance(env, HostEnv):
         example = env(1)
+        if not isinstance(example, gym.vector.VectorEnv):
+            raise ValueError(f"env: {env!r} made {type(example).__name__} of one environment, not a gymnasium VectorEnv")
         example.close()
         return HostEnv(_vector_spec(example), make_vec=lambda n_envs, n_threads: env(n_envs))
     found = host(env, **kwargs)
@@ -118,18 +129,55 @@ def to_vector(host: HostEnv, n_envs: int) -> gym.vector.VectorEnv:
     return host.make_vec(n_envs, 1)
 
 
+def _make(env: str | gym.envs.registration.EnvSpec, **kwargs: Any) -> gym.Env:
+    spec = gym.registry.get(env) if isinstance(env, str) else env
+    if spec is not None and "mujoco" in str(spec.entry_point):
+        with contextlib.suppress(ImportError):
+            import mujoco  # noqa: F401
+    route_mujoco_warnings()  # what it says while it loads a model too
+    return gym.make(env, **kwargs)
+
+
+def route_mujoco_warnings() -> None:
+    """Let MuJoCo, if it is loaded, warn through Python's warnings instead of a file in the working folder."""
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is not None and mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_warn)
+
+
+def _warn(text: str) -> None:
+    with contextlib.suppress(Warning):  # nothing may be raised through MuJoCo's C code
+        warnings.warn(f"MuJoCo: {text}", DeprecationWarning if "deprecated" in text else RuntimeWarning, stacklevel=2)
+
+
 def _make_vec(spec: gym.envs.registration.EnvSpec, n_envs: int, n_threads: int) -> gym.vector.VectorEnv:
     return gym.make_vec(spec, n_envs, "vector_entry_point")
 
 
-def _describe(name: str, make: Callable[[], gym.Env]) -> HostEnv:
-    env = make()
+def _describe(make: Any) -> HostEnv:
+    name = getattr(make, "__name__", type(make).__name__)
+    if isinstance(make, gym.Env):
+        advice = f"each of n_envs needs one of its own: give what makes them, lambda: {name}(...), or an id"
+        raise ValueError(f"env: {make} is an environment, but {advice}")
+    if isinstance(make, gym.vector.VectorEnv):
+        raise ValueError(f"env: {make} is a VectorEnv, which samplers.native takes")
+    if isinstance(make, Env):
+        raise ValueError(f"env: {make.spec.id} is pure: fuse it with an algorithm, or take gym:{make.spec.id}")
+    if not callable(make):
+        raise ValueError(f"env = {make!r} is not an id, a function that makes an environment, or a HostEnv")
+    try:
+        with undisturbed():
+            env = make()
+    except Exception as error:
+        advice = "; functools.partial gives it arguments" if isinstance(error, TypeError) else ""
+        raise ValueError(f"env: {name} cannot make an environment: {type(error).__name__}: {error}{advice}") from error
     if not isinstance(env, gym.Env):
         raise ValueError(f"env: {name} made {type(env).__name__}, not a gymnasium.Env")
     limit = env.spec.max_episode_steps if env.spec else None
     spec = EnvSpec(env.spec.id if env.spec else name, env.observation_space, env.action_space, limit)
+    draws = getattr(env, "render_mode", None) == "rgb_array"
     env.close()
-    return HostEnv(spec, make)
+    return HostEnv(spec, make, make_drawn=make if draws else None)
 
 
 def _vector_spec(vec: gym.vector.VectorEnv) -> EnvSpec:
@@ -137,13 +185,10 @@ def _vector_spec(vec: gym.vector.VectorEnv) -> EnvSpec:
     return EnvSpec(name, vec.single_observation_space, vec.single_action_space)
 
 
-def _known(id: str, make: Callable[[], gym.Env], kwargs: dict[str, Any]) -> gym.Env:
+def _known(id: str, kwargs: dict[str, Any]) -> gym.Env:
     try:
-        return make()
-    except TypeError as error:
-        if not kwargs:
-            raise
-        raise ValueError(f"environment: {id!r} does not take the options {kwargs}: {error}") from None
+        with undisturbed():
+            return _make(id, **kwargs)
     except (
         gym.error.NameNotFound,
         gym.error.NamespaceNotFound,
@@ -154,9 +199,27 @@ def _known(id: str, make: Callable[[], gym.Env], kwargs: dict[str, Any]) -> gym.
         raise ValueError(f"environment: {id!r} is not known{_nearest(id)}") from None
     except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         raise ImportError(f"environment: {id!r} needs a package that is not installed ({error}){_extra(id)}") from None
+    except gym.error.Error as error:
+        raise ValueError(f"environment: {id!r} is no id such as CartPole-v1 or my_module:MyEnv-v0 ({error})") from None
+    except Exception as error:
+        what = f"cannot be made with the options {kwargs}" if kwargs else "cannot be made without options"
+        advice = "; --env-option NAME=VALUE gives one" if isinstance(error, TypeError) else ""
+        raise ValueError(f"environment: {id!r} {what}: {type(error).__name__}: {error}{advice}") from error
+
+
+def _refuse_raw_atari(id: str) -> None:
+    """Raise a `ValueError` for an Atari game without its preprocessing."""
+    game = re.fullmatch(r"(?:gym:)?(ale_py:)?(?:ALE/)?(\w+?)(NoFrameskip|Deterministic)?-v\d", id)
+    if game is not None and (game[1] or game[3]):
+        advice = f"use ALE/{game[2]}-v5, the game with the standard preprocessing, or a function that makes it as you want it"
+        raise ValueError(f"environment: {id!r} is a raw Atari game; {advice}")
 
 
 def _nearest(id: str) -> str:
+    with contextlib.suppress(ImportError):
+        import ale_py
+
+        gym.register_envs(ale_py)
     names = difflib.get_close_matches(id, sorted({*PURE, *gym.registry}), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(names)}?" if names else ""
 

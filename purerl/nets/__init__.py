@@ -1,7 +1,20 @@
 """Networks: ordinary modules, with their parameters outside."""
 
-from purerl.nets.init import SCHEMES, apply, init, kaiming_uniform, orthogonal, parameters
-from purerl.nets.modules import ACTIVATIONS, ActorCritic, Flatten, GaussianHead, NatureCNN, is_image, is_vector, linear, mlp, torso
+from purerl.nets.init import SCHEMES, apply, blank, init, kaiming_uniform, orthogonal, parameters
+from purerl.nets.modules import (
+    ACTIVATIONS,
+    ActorCritic,
+    Flatten,
+    GaussianHead,
+    NatureCNN,
+    actor_critic,
+    check_output,
+    is_image,
+    is_vector,
+    linear,
+    mlp,
+    torso,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -10,7 +23,10 @@ __all__ = [
     "Flatten",
     "GaussianHead",
     "NatureCNN",
+    "actor_critic",
     "apply",
+    "blank",
+    "check_output",
     "init",
     "is_image",
     "is_vector",

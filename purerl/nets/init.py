@@ -59,6 +59,11 @@ def init(module: nn.Module, key: Tensor, scheme: Scheme = orthogonal) -> TensorD
     return TensorDict(params)
 
 
+def blank(module: nn.Module) -> TensorDict:
+    """Parameters of zeros, which take no memory."""
+    return TensorDict({name: torch.zeros((), dtype=x.dtype).expand(x.shape) for name, x in module.named_parameters()})
+
+
 def parameters(module: nn.Module) -> TensorDict:
     """An ordinary module's own parameters as `init` gives them and `apply` takes them; the same memory, and part of its graph."""
     return TensorDict(dict(module.named_parameters()))

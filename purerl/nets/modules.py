@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
 import numpy as np
@@ -12,8 +12,9 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from purerl import distributions
-from purerl.spaces import children
+from purerl import distributions, tree
+from purerl.nets.init import apply
+from purerl.spaces import children, parts
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
@@ -28,47 +29,59 @@ def linear(n_in: int, n_out: int, gain: float = math.sqrt(2.0)) -> nn.Linear:
 class Flatten(nn.Module):
     """Any observation of a space as one vector: `[N, ...] -> [N, width]` float32.
 
-    Boxes and MultiBinary are flattened, Discrete and MultiDiscrete one-hot, the parts of Dict and Tuple concatenated.
+    Boxes and MultiBinary are flattened (Boxes of bytes scaled from their bounds to [0, 1]), Discrete and MultiDiscrete one-hot, the
+    parts of Dict and Tuple concatenated.
     """
 
     def __init__(self, space: gym.Space) -> None:
         super().__init__()
-        self.parts = list(_parts(space, ()))
+        self.parts = [_Part.of(path, part) for path, part in parts(space)]
         self.width = gym.spaces.flatdim(space)
 
     def forward(self, obs: Tensor | TensorDict) -> Tensor:
-        return torch.cat([vector for path, sizes in self.parts for vector in _vectors(_leaf(obs, path), sizes)], -1)
+        return torch.cat([vector for part in self.parts for vector in part.vectors(obs)], -1)
 
 
-def _parts(space: gym.Space, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[tuple[int, int], ...]]]:
-    """The leaves of a space: where each lies, and the start and size of its one-hot vectors (none for a Box)."""
-    match space:
-        case gym.spaces.Dict():
-            for name, part in space.spaces.items():
-                yield from _parts(part, (*path, name))
-        case gym.spaces.Tuple():
-            for i, part in enumerate(space.spaces):
-                yield from _parts(part, (*path, str(i)))
-        case gym.spaces.Discrete():
-            yield path, ((int(space.start), int(space.n)),)
-        case gym.spaces.MultiDiscrete():
-            yield path, tuple((int(s), int(n)) for s, n in zip(space.start.reshape(-1), space.nvec.reshape(-1), strict=True))
-        case gym.spaces.Box() | gym.spaces.MultiBinary():
-            yield path, ()
-        case _:
-            raise ValueError(f"observation space: {space} is not Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple")
+class _Part(NamedTuple):
+    """A leaf of a space.
 
+    Attributes:
+        path: where it lies.
+        one_hot: the start and the size of each of its one-hot vectors; none for a Box.
+        low, span: of bytes, which are scaled to [0, 1].
+    """
 
-def _leaf(obs: Any, path: tuple[str, ...]) -> Tensor:
-    for name in path:
-        obs = obs[name]
-    return obs
+    path: tuple[str, ...]
+    one_hot: tuple[tuple[int, int], ...] = ()
+    low: float = 0.0
+    span: float = 1.0
 
+    @classmethod
+    def of(cls, keys: tuple[str | int, ...], space: gym.Space) -> Self:
+        path = tuple(map(str, keys))
+        match space:
+            case gym.spaces.Discrete():
+                return cls(path, ((int(space.start), int(space.n)),))
+            case gym.spaces.MultiDiscrete():
+                sizes = zip(space.start.reshape(-1), space.nvec.reshape(-1), strict=True)
+                return cls(path, tuple((int(s), int(n)) for s, n in sizes))
+            case gym.spaces.Box() if space.dtype == np.uint8 and space.shape != (0,):
+                low = float(space.low.min())
+                return cls(path, low=low, span=max(float(space.high.max()) - low, 1.0))
+            case gym.spaces.Box() | gym.spaces.MultiBinary():
+                return cls(path)
+            case _:
+                raise ValueError(f"observation space: {space} is not Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple")
 
-def _vectors(x: Tensor, sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
-    if not sizes:
-        return [x.float().flatten(1)]
-    return [_one_hot(column - start, n) for column, (start, n) in zip(x.reshape(len(x), -1).unbind(-1), sizes, strict=True)]
+    def vectors(self, obs: Any) -> list[Tensor]:
+        """What the leaf is in the flat vector, parts `[N, width]` float32."""
+        for name in self.path:
+            obs = obs[name]
+        x: Tensor = obs.reshape(len(obs), -1)
+        if self.one_hot:
+            return [_one_hot(column - start, n) for column, (start, n) in zip(x.unbind(-1), self.one_hot, strict=True)]
+        x = x.float()
+        return [x if (self.low, self.span) == (0.0, 1.0) else (x - self.low) / self.span]
 
 
 def _one_hot(x: Tensor, n: int) -> Tensor:
@@ -117,11 +130,23 @@ class NatureCNN(nn.Module):
         return torch.relu(nn.functional.linear(x.flatten(1), *cast(self.linear))).float()
 
 
+class ChannelsFirst(nn.Module):
+    """`[N, H, W, C] -> [N, C, H, W]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+
 def torso(space: gym.Space, hidden: Sequence[int], activation: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, int]:
-    """The torso for an observation space and its width: NatureCNN for `[C, H, W]` uint8 images, else an MLP on the flat vector."""
+    """The torso for an observation space and its width: NatureCNN for uint8 images, else an MLP on the flat vector.
+
+    Images are `[C, H, W]`, or `[H, W, C]` where the last axis is the shortest.
+    """
     if is_image(space):
-        cnn = NatureCNN(space.shape, dtype=dtype)  # type: ignore[arg-type]
-        return cnn, cnn.width
+        a, b, c = space.shape  # type: ignore[misc]
+        last = c < min(a, b)
+        cnn = NatureCNN((c, a, b) if last else (a, b, c), dtype=dtype)
+        return (nn.Sequential(ChannelsFirst(), cnn) if last else cnn), cnn.width
     flatten = Flatten(space)
     return nn.Sequential(flatten, mlp(flatten.width, hidden, activation)), (hidden[-1] if hidden else flatten.width)
 
@@ -192,11 +217,40 @@ class ActorCritic(nn.Module):
         return self.actor(features), self.critic(value_features).squeeze(-1)
 
 
+def actor_critic(net: nn.Module, params: TensorDict, obs: Any, n_params: int) -> tuple[Tensor, Tensor]:
+    """Run an actor-critic on observations `[N, ...]`.
+
+    Args:
+        n_params: width of the action distribution's parameters.
+
+    Returns:
+        The parameters `[N, n_params]` and the value `[N]`.
+
+    Raises:
+        ValueError: the network returns something else, which would broadcast to wrong numbers.
+    """
+    out = apply(net, params, obs)
+    if not (isinstance(out, tuple | list) and len(out) == 2):
+        raise ValueError(f"net: it returns {type(out).__name__}, but (action parameters [N, {n_params}], value [N]) is wanted")
+    n = tree.leaves(obs)[0].shape[0]
+    check_output("action parameters", out[0], (n, n_params))
+    check_output("value", out[1], (n,))
+    return out[0], out[1]
+
+
+def check_output(what: str, x: Tensor, wanted: tuple[int, ...]) -> None:
+    """Raise a `ValueError` if a network's output `[N, ...]` has not the shape wanted."""
+    if tuple(x.shape) != wanted:
+        squeeze = "; squeeze(-1) takes the last axis away" if tuple(x.shape) == (*wanted, 1) else ""
+        names = [list(shape) for shape in (x.shape, wanted)]
+        raise ValueError(f"net: the {what} of {wanted[0]} observations has shape {names[0]}, but {names[1]} is wanted{squeeze}")
+
+
 def is_vector(space: gym.Space) -> bool:
     """Whether a space is a Box of floats."""
     return isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
 
 
 def is_image(space: gym.Space) -> bool:
-    """Whether a space is a Box of `[C, H, W]` bytes."""
+    """Whether a space is a Box of bytes with three axes."""
     return isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3

@@ -15,7 +15,7 @@ from purerl.samplers.arrangements import (
 )
 from purerl.samplers.feeds import Feed
 from purerl.samplers.stepping import EnvError
-from purerl.samplers.workers import WorkerError, context, settle_in
+from purerl.samplers.workers import WorkerError, context, settle_in, surroundings
 
 __all__ = [
     "KINDS",
@@ -34,4 +34,5 @@ __all__ = [
     "serial",
     "settle_in",
     "suggest",
+    "surroundings",
 ]

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from purerl import envs
 from purerl.base import Algorithm, Policy
+from purerl.envs.generators import undisturbed
 from purerl.samplers.acting import make_act, make_device_act, side_by_side
 from purerl.samplers.asynchronous import Asynchronous
 from purerl.samplers.crew import Crew, Limits
-from purerl.samplers.feeds import Buffer, Feed, Fragments, Setup, check_shape, closed_on_error, set_up
+from purerl.samplers.feeds import Buffer, Feed, Fragments, Setup, check_shape, closed_on_error, seed, set_up
 from purerl.samplers.fragments import Rows
 from purerl.samplers.schedules import Group, alternate, in_one_thread, take_turns, together
 from purerl.samplers.stepping import Options, Stepper, Vector, make_stepper
@@ -94,6 +95,7 @@ def native(
 
 def _in_process(setup: Setup, make: Callable[..., Stepper]) -> Feed:
     columns, rows = range(setup.plan.n_envs), Rows(setup.plan)
+    seed(setup, rows, 0)
     with closed_on_error() as closing:
         stepper = make(setup.host, rows, columns, setup.options, rows.numpy["mark"][0])
         closing.callback(stepper.close)
@@ -265,13 +267,19 @@ def suggest(env: envs.HostEnv, n_envs: int, n_workers: int = 0) -> str:
 
     Its own threads where it has them, workers where a step of all environments takes longer than to tell them, else this process.
     """
+    if n_workers:
+        return "parallel"
     if env.make is None:
         return "native"
-    if n_workers > 1:
-        return "parallel"
     if cores() == 1 or n_envs == 1:
         return "serial"
-    one, n = env.make(), 0
+    with undisturbed():
+        each = _seconds_of_a_step(env.make)
+    return "parallel" if each * n_envs > WORTH_WORKERS else "serial"
+
+
+def _seconds_of_a_step(make: Callable[[], gym.Env]) -> float:
+    one, n = make(), 0
     one.reset(seed=0)
     one.action_space.seed(0)
     start = time.perf_counter()
@@ -282,7 +290,7 @@ def suggest(env: envs.HostEnv, n_envs: int, n_workers: int = 0) -> str:
             one.reset()
     each = (time.perf_counter() - start) / n
     one.close()
-    return "parallel" if each * n_envs > WORTH_WORKERS else "serial"
+    return each
 
 
 def count_workers(sampler: str, n_envs: int, n_workers: int) -> int:

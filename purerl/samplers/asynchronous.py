@@ -12,7 +12,7 @@ from purerl.envs import GAME_OVER, RAW_REWARD
 from purerl.samplers.acting import LATE, READ, WRITTEN
 from purerl.samplers.feeds import Published, Setup, make_draw, seed
 from purerl.samplers.fragments import LASTING, Rows, act_packed
-from purerl.samplers.stepping import check_numbers, info_value
+from purerl.samplers.stepping import check_numbers, info_of, info_value
 from purerl.transforms import specialize_into, vmap
 
 
@@ -72,7 +72,7 @@ class Asynchronous:
         while self._taken.min() < (self._fragment + 1) * self._setup.plan.n_steps:
             self._step()
         rows = self._fragments.pop(self._fragment)
-        check_numbers(rows)
+        check_numbers(rows, self._setup.host.spec.observation_space)
         self._fragment += 1
         batch = rows.batch(self._setup.single, self._setup.keys.device)
         self._spare.append(rows)
@@ -89,7 +89,7 @@ class Asynchronous:
     def _begin(self, i: int, obs: np.ndarray) -> None:
         """An environment shows its first observation."""
         rows = self._rows(0).numpy
-        rows["obs"][0][0, 0, i], rows["first"][0][0, 0, i] = obs, True
+        rows["obs"][0][0, 0, i], rows["first"][0][0, 0, i], rows["opens"][0][0, 0, i] = obs, True, True
         self._taken[i] = 0
 
     def _step(self) -> None:
@@ -126,11 +126,11 @@ class Asynchronous:
         if RAW_REWARD in info:
             rows["raw_reward"][0][at] = info[RAW_REWARD][j]
         rows["terminated"][0][at], rows["truncated"][0][at], rows["over"][0][at] = terminated[j], truncated[j], over
-        rows["valid"][0][at], rows["opens"][0][at] = not self._resets[i], self._resets[i]
+        rows["valid"][0][at], rows["opens"][0][after] = not self._resets[i], self._resets[i]
         rows["first"][0][after] = self._resets[i] or (ended and not over)
         if over:
             for key, out in zip(self._setup.plan.infos, rows["infos"], strict=True):
-                out[at] = info_value(info, key, f"environment {i}")[j]
+                out[at] = info_value(info_of(info, j), key, f"environment {i}")
         self._resets[i] = over
         self._taken[i] += 1
         if t + 1 == n_steps:

@@ -12,7 +12,7 @@ from purerl import envs
 from purerl.base import Algorithm, Policy
 from purerl.samplers import workers as processes
 from purerl.samplers.acting import make_act
-from purerl.samplers.feeds import Feed, Fragments, Setup
+from purerl.samplers.feeds import Feed, Fragments, Setup, seed
 from purerl.samplers.fragments import Plan, Rows, shared_block
 from purerl.samplers.schedules import Group, together
 from purerl.samplers.stepping import Options, make_stepper, name
@@ -51,6 +51,7 @@ class Crew:
         self.setup, self._limits, self._restarts_left = setup, limits, limits.restarts
         block = shared_block(setup.plan, processes.context(limits.start_method))
         self.rows = Rows(setup.plan, block)
+        seed(setup, self.rows, 0)
         jobs = [
             Job(partial(_make_handler, setup.host, setup.policy if acts else None, setup.plan, part, setup.options, i), block)
             for i, part in enumerate(parts)

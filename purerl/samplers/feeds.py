@@ -12,6 +12,7 @@ from torch import Tensor
 
 from purerl import envs, random, tree
 from purerl.base import Algorithm, Batch, Policy
+from purerl.episodes import check_infos
 from purerl.rollout import draw_ahead
 from purerl.samplers.fragments import Plan, Rows, param_places, plan
 from purerl.samplers.stepping import Options, check_numbers
@@ -69,6 +70,9 @@ class Feed:
             raise RuntimeError("feed: publish(state) before the first batch")
         try:
             return self._source.collect()
+        except StopIteration as error:  # it would end the caller's loop without a word
+            self.close()
+            raise RuntimeError("feed: something raised StopIteration while collecting") from error
         except BaseException:
             self.close()
             raise
@@ -118,6 +122,8 @@ def set_up(
         ValueError: naming the argument, its value and what is allowed.
     """
     check_shape(n_envs, n_steps)
+    check_key(key)
+    check_infos(infos)
     check_spaces(host.spec, policy.spec)
     if reset not in ("mid", "wait"):
         raise ValueError(f"reset = {reset!r} is not one of mid, wait")
@@ -126,6 +132,12 @@ def set_up(
     keys = key if key.ndim == 2 else key[None]
     laid_out = plan(policy, keys, n_envs, n_steps, n_workers, tuple(infos))
     return Setup(host, policy, keys, laid_out, Options(reset == "wait", decorrelate), key.ndim == 1)
+
+
+def check_key(key: Any) -> None:
+    """Raise a `ValueError` if this is neither a key nor several."""
+    if not (isinstance(key, Tensor) and key.dtype == torch.int32 and key.ndim in (1, 2) and key.shape[-1] == 2 and len(key)):
+        raise ValueError(f"key = {key!r} is not a key, int32 [2] or [S, 2]; make one of a number with random.key(0)")
 
 
 def check_shape(n_envs: int, n_steps: int) -> None:
@@ -249,7 +261,7 @@ class Fragments:
             self._rows.begin()
             self._draw(self._rows, self._fragment)
             self._fill()
-            check_numbers(self._rows)
+            check_numbers(self._rows, self._setup.host.spec.observation_space)
         except WorkerError as error:
             self._revive(error)
             self._opened = False

@@ -13,11 +13,11 @@ from torch import Tensor
 from purerl import spaces, tree
 from purerl.base import Algorithm, Batch, Inputs, Policy
 from purerl.rollout import masked
-from purerl.spaces import env_actions, zero_actions
+from purerl.spaces import blank_inputs, env_actions
 from purerl.transforms import trace, vmap
 
 # What is kept from before each step and after the last one, [T + 1, S, B, ...]: where a fragment ends, the next one begins.
-LASTING = ("obs", "action", "reward", "first", "carry")
+LASTING = ("obs", "action", "reward", "first", "opens", "carry")
 
 
 class Plan(NamedTuple):
@@ -59,7 +59,7 @@ def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_
     padded = -(-n_envs // tile) * tile
     example = policy.init(keys[0].cpu())
     state = [x[None].expand(n_seeds, *x.shape) for x in tree.leaves(example)]
-    seen = blank_inputs(policy, tile)
+    seen = blank_inputs(policy.spec, tile)
     noise = vmap(policy.draw)(torch.zeros((tile, 2), dtype=torch.int32))
     lanes = [tree.map(lambda x: x[None].expand(n_seeds, *x.shape), x) for x in (seen, policy.carry(tile), noise)]
     act = vmap(lambda state, *args: policy.act(tree.unflatten(tree.structure(example), state), *args))
@@ -76,11 +76,12 @@ def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_
         "action": steps(action, n_steps + 1, 2),
         "reward": steps(number, n_steps + 1, 1),
         "first": steps(flag, n_steps + 1, 1),
+        "opens": steps(flag, n_steps + 1, 1),
         "carry": steps(policy.carry(tile), n_steps + 1, 1),
         "noise": steps(noise, n_steps, 1),
         "sent": steps(sent, n_steps, 1),
         "extras": steps(extras, n_steps, 2),
-        **{name: steps(flag, n_steps, 1) for name in ("terminated", "truncated", "valid", "opens", "over")},
+        **{name: steps(flag, n_steps, 1) for name in ("terminated", "truncated", "valid", "over")},
         "raw_reward": steps(number, n_steps, 1),
         "infos": steps([number] * len(infos), n_steps, 1),
         "seeds": steps(number.long(), 1, 1),
@@ -98,16 +99,6 @@ def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_
     }
     leaf_shapes = [(x.shape[1:], x.dtype) for x in state]
     return Plan(n_steps, n_seeds, n_envs, tile, shapes, structures, tree.structure(example), list(used), leaf_shapes, infos)
-
-
-def blank_inputs(policy: Algorithm | Policy, n: int) -> Inputs:
-    """What a policy sees of `n` environments before anything happened."""
-    return Inputs(
-        obs=spaces.zero_obs(policy.spec.observation_space, n),
-        prev_action=zero_actions(policy.spec.action_space, n),
-        prev_reward=torch.zeros(n),
-        first=torch.ones(n, dtype=torch.bool),
-    )
 
 
 def act_packed(policy: Algorithm | Policy, plan: Plan) -> Callable[..., tuple]:
@@ -160,9 +151,10 @@ class Rows:
         for name in LASTING:
             for x in self.numpy[name]:
                 x[0] = x[-1]
-        for name, value in (("terminated", 0), ("truncated", 0), ("valid", 1), ("opens", 0), ("over", 0)):
+        for name, value in (("terminated", 0), ("truncated", 0), ("valid", 1), ("over", 0)):
             self.numpy[name][0][:] = value
-        self.numpy["first"][0][1:] = False
+        for name in ("first", "opens"):
+            self.numpy[name][0][1:] = False
         self.numpy["raw_reward"][0][:] = np.nan
         for x in self.numpy["infos"]:
             x[:] = np.nan
@@ -172,7 +164,8 @@ class Rows:
         for name in LASTING[1:]:
             for x in self.numpy[name]:
                 x[-1] = 0
-        self.numpy["first"][0][-1] = True
+        for name in ("first", "opens"):
+            self.numpy[name][0][-1] = True
 
     def batch(self, single: bool, device: torch.device) -> Batch:
         """A copy as the batch `[S, T, B]`, or `[T, B]` of the single seed, on a device."""
@@ -201,7 +194,8 @@ class Rows:
                 moment(take("carry", slice(0, 1))),
                 moment(inputs(last)),
                 torch.where(raw.isnan(), reward, raw),
-                *(take(name) for name in ("opens", "over", "infos")),
+                take("opens", before),
+                *(take(name) for name in ("over", "infos")),
             ]
         )
         if device.type != "cpu":

@@ -1,6 +1,8 @@
 """Stepping some columns of a fragment's environments: one `gym.Env` each, or a `gymnasium.vector.VectorEnv` for all of them."""
 
 import copy
+import math
+import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -11,8 +13,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from purerl import spaces
-from purerl.envs import GAME_OVER, RAW_REWARD, HostEnv
+from purerl.envs import GAME_OVER, RAW_REWARD, HostEnv, route_mujoco_warnings
+from purerl.envs.generators import Streams
 from purerl.samplers.fragments import Rows
+
+LARGEST = float(np.finfo(np.float32).max)
+OLD_API = "; shimmy's wrappers take environments of the old Gym API"
 
 
 class EnvError(RuntimeError):
@@ -62,6 +68,11 @@ def place(rows: Rows, columns: range, j: int) -> tuple[int, int]:
     return j // len(columns), columns[j % len(columns)]
 
 
+def seeds_of(rows: Rows, columns: range) -> list[int]:
+    """The seeds in the rows of the stepper's environments."""
+    return [int(x) for x in rows.numpy["seeds"][0][0, :, columns.start : columns.stop].flatten()]
+
+
 def name(rows: Rows, columns: range, j: int) -> str:
     """What a user calls that environment."""
     seed, column = place(rows, columns, j)
@@ -80,12 +91,14 @@ class Envs:
         self._mark = memoryview(mark)  # type: ignore[arg-type]
         self._places = [place(rows, columns, j) for j in range(rows.plan.n_seeds * len(columns))]
         self._envs: list[gym.Env] = []
+        self._streams = Streams(seeds_of(rows, columns))
         try:
-            for _ in self._places:
-                self._envs.append(make())
+            for j in range(len(self._places)):
+                self._envs.append(self._streams.call(j, make))
         except BaseException:
             self.close()
             raise
+        route_mujoco_warnings()
         space = self._envs[0].observation_space
         self._obs = [
             (path, part.shape or (), part.dtype, out)
@@ -98,21 +111,30 @@ class Envs:
         self._calls = 0
 
     def reset(self) -> None:
-        n_steps = self._rows.plan.n_steps
-        for j, ((s, b), env) in enumerate(zip(self._places, self._envs, strict=True)):
-            seed = int(self._rows.numpy["seeds"][0][0, s, b])
-            obs, over = self._call(j, "reset", partial(env.reset, seed=seed))[0], False
+        seeds = seeds_of(self._rows, self._columns)
+        self._streams.begin(seeds)
+        for j, (seed, env) in enumerate(zip(seeds, self._envs, strict=True)):
+            obs, over = self._reset(j, seed=seed), False
             actions = copy.deepcopy(env.action_space)
             actions.seed(seed)
             for _ in range(random_steps(seed, self._options)):
                 action = actions.sample()
                 if over:
-                    obs, over = self._call(j, "reset", env.reset)[0], False
+                    obs, over = self._reset(j), False
                     continue
-                obs, _, terminated, truncated, info = self._call(j, "step", partial(env.step, action))
-                over = info.get(GAME_OVER, terminated or truncated)
-            self._see(n_steps, j, obs)
+                obs, _, *ends, _ = self._five(j, self._call(j, "step", partial(env.step, action)))
+                over = any(self._flag(j, *end) for end in zip(("terminated", "truncated"), ends, strict=True))
+            self._see(self._rows.plan.n_steps, j, obs)
             self._resets[j] = over
+
+    def _reset(self, j: int, seed: int | None = None) -> Any:
+        """The observation that opens an episode."""
+        reset = self._envs[j].reset
+        result = self._call(j, "reset", reset if seed is None else partial(reset, seed=seed))
+        if not (isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], dict | None)):
+            wanted = "(observation, info)"
+            raise EnvError(f"{self._name(j)}: reset returned {_kind(result)}, but Gymnasium's returns {wanted}{OLD_API}")
+        return result[0]
 
     def _actions(self, t: int) -> Any:
         """What each environment is sent; a copy, which it may keep."""
@@ -121,9 +143,9 @@ class Envs:
         return leaves[0] if self._compose is None else [self._compose(list(one)) for one in zip(*leaves, strict=True)]
 
     def step(self, t: int) -> None:
-        rows, resets, mark, see = self._rows.numpy, self._resets, self._mark, self._see
-        rewards: list[Any] = []
-        call = self._calls
+        resets, mark, see, call = self._resets, self._mark, self._see, self._calls
+        streams = None if self._streams.free else self._streams
+        rewards: list[float] = []
         for j, (env, action) in enumerate(zip(self._envs, self._actions(t), strict=True)):
             if resets[j]:
                 rewards.append(0.0)
@@ -131,24 +153,47 @@ class Envs:
                 continue
             mark[0] = call + j
             try:
-                obs, reward, terminated, truncated, info = env.step(action)
+                result = env.step(action) if streams is None else streams.call(j, env.step, action)
             except Exception as error:
                 raise self._failed(j, "step", error) from error
+            try:
+                obs, reward, terminated, truncated, info = result
+            except (TypeError, ValueError):
+                self._five(j, result)
+                raise
             see(t + 1, j, obs)
+            if not (isinstance(reward, float) and -LARGEST <= reward <= LARGEST):
+                reward = self._reward(t, j, reward)
             rewards.append(reward)
-            if info:
-                raw = info.get(RAW_REWARD)
-                if raw is not None:
-                    rows["raw_reward"][0][(t, *self._places[j])] = raw
-            if terminated or truncated:
-                self._end(t, j, terminated, truncated, info)
+            if terminated is not False or truncated is not False:
+                terminated, truncated = self._flag(j, "terminated", terminated), self._flag(j, "truncated", truncated)
+                if terminated or truncated:
+                    self._end(t, j, terminated, truncated, info)
         self._calls += len(self._envs)
-        start, stop = self._columns.start, self._columns.stop
+        self._rows.numpy["reward"][0][t + 1, :, self._columns.start : self._columns.stop].flat[:] = rewards
+        if streams is not None:
+            streams.stepped()
+
+    def _five(self, j: int, result: Any) -> tuple:
+        """What `step` returned, if it is what Gymnasium's returns."""
+        if isinstance(result, tuple | list) and len(result) == 5:
+            return tuple(result)
+        wanted = "(observation, reward, terminated, truncated, info)"
+        raise EnvError(f"{self._name(j)}: step returned {_kind(result)}, but Gymnasium's returns {wanted}{OLD_API}")
+
+    def _reward(self, t: int, j: int, reward: Any) -> float:
         try:
-            rows["reward"][0][t + 1, :, start:stop].flat[:] = rewards
-        except (ValueError, TypeError):
-            j = next(j for j, r in enumerate(rewards) if np.ndim(r) or not np.isreal(r))
-            raise EnvError(f"{self._name(j)}: step returned the reward {rewards[j]!r}, which is not a number") from None
+            x = number(reward)
+        except TypeError as error:
+            raise EnvError(f"{self._name(j)}: step returned the reward {reward!r}, which is not a number{error}") from None
+        if not -LARGEST <= x <= LARGEST:
+            raise not_finite(self._rows, self._name(j), "reward", x, t + 1)
+        return x
+
+    def _flag(self, j: int, what: str, x: Any) -> bool:
+        if isinstance(x, bool | np.bool_) or (np.ndim(x) == 0 and np.asarray(x).dtype.kind in "biu" and x in (0, 1)):
+            return bool(x)
+        raise EnvError(f"{self._name(j)}: step returned {what} = {x!r}, which is not True or False")
 
     def _open(self, t: int, j: int) -> None:
         """The step after an episode's end: reset, or wait."""
@@ -158,47 +203,48 @@ class Envs:
             for out in rows["obs"]:
                 out[t + 1, s, b] = out[t, s, b]
             return
-        self._see(t + 1, j, self._call(j, "reset", self._envs[j].reset)[0])
-        rows["first"][0][t + 1, s, b] = rows["opens"][0][t, s, b] = True
+        self._see(t + 1, j, self._reset(j))
+        rows["first"][0][t + 1, s, b] = rows["opens"][0][t + 1, s, b] = True
         self._resets[j] = False
 
-    def _end(self, t: int, j: int, terminated: bool, truncated: bool, info: dict) -> None:
-        """An episode's end, of the game too unless the environment says otherwise."""
+    def _end(self, t: int, j: int, terminated: bool, truncated: bool, info: Any) -> None:
+        """An episode's end."""
         rows, at = self._rows.numpy, (t, *self._places[j])
         rows["terminated"][0][at], rows["truncated"][0][at] = terminated, truncated
-        over = bool(info.get(GAME_OVER, True))
-        rows["over"][0][at] = self._resets[j] = over
-        if not over:
-            rows["first"][0][(t + 1, *self._places[j])] = True
-        else:
-            for key, out in zip(self._rows.plan.infos, rows["infos"], strict=True):
-                out[at] = info_value(info, key, self._name(j))
+        rows["over"][0][at] = self._resets[j] = True
+        for key, out in zip(self._rows.plan.infos, rows["infos"], strict=True):
+            out[at] = info_value(info, key, self._name(j))
 
     def _see(self, t: int, j: int, obs: Any) -> None:
         s, b = self._places[j]
         for path, shape, dtype, out in self._obs:
-            x = spaces.leaf(obs, path) if self._nested else obs
+            x = part_of(obs, path, self._name, j) if self._nested else obs
             if x.__class__ is not np.ndarray or x.dtype is not dtype or x.shape != shape:
                 self._check_kind(j, path, x, shape, dtype)
             out[t, s, b] = x
 
     def _check_kind(self, j: int, path: tuple, x: Any, shape: tuple, dtype: Any) -> None:
-        x, field = np.asarray(x), "".join(f"[{key!r}]" for key in path)
+        field = spaces.field("observation", path)
+        try:
+            x = np.asarray(x)
+        except ValueError:
+            raise EnvError(f"{self._name(j)}: {field} is {x!r}, which is no array") from None
         if x.shape != shape:
-            raise EnvError(f"{self._name(j)}: observation{field} has shape {x.shape}, but its space has {shape}")
+            raise EnvError(f"{self._name(j)}: {field} has shape {x.shape}, but its space has {shape}")
         if not np.can_cast(x.dtype, dtype, "same_kind"):
-            raise EnvError(f"{self._name(j)}: observation{field} has dtype {x.dtype}, but its space has {dtype}")
+            raise EnvError(f"{self._name(j)}: {field} has dtype {x.dtype}, but its space has {dtype}")
 
     def _call(self, j: int, what: str, f: Callable[[], Any]) -> Any:
         self._mark[0] = self._calls + j
         self._calls += len(self._envs)
         try:
-            return f()
+            return self._streams.call(j, f)
         except Exception as error:
             raise self._failed(j, what, error) from error
 
     def _failed(self, j: int, what: str, error: Exception) -> EnvError:
-        return EnvError(f"{self._name(j)}: {what} raised {type(error).__name__}: {error}")
+        old = OLD_API if isinstance(error, TypeError) and "keyword argument 'seed'" in str(error) else ""
+        return EnvError(f"{self._name(j)}: {what} raised {type(error).__name__}: {error}{old}")
 
     def _name(self, j: int) -> str:
         return name(self._rows, self._columns, int(j))
@@ -230,14 +276,15 @@ class Vector:
         self._seen = [x[:, :, columns.start : columns.stop] for x in rows.numpy["obs"]]
         self._sent = [x[:, :, columns.start : columns.stop] for x in rows.numpy["sent"]]
         self._over = np.zeros(n, bool)
+        self._streams = Streams(seeds_of(rows, columns)[:1])
 
     def reset(self) -> None:
-        start, stop = self._columns.start, self._columns.stop
-        seeds = [int(x) for x in self._rows.numpy["seeds"][0][0, :, start:stop].flatten()]
+        seeds = seeds_of(self._rows, self._columns)
+        self._streams.begin(seeds[:1])
         try:
-            obs, _ = self._vec.reset(seed=seeds)  # type: ignore[arg-type]
+            obs, _ = self._call("reset", partial(self._vec.reset, seed=seeds))  # type: ignore[arg-type]
         except gym.error.Error:
-            obs, _ = self._vec.reset(seed=seeds[0])  # it takes one seed for all
+            obs, _ = self._call("reset", partial(self._vec.reset, seed=seeds[0]))  # it takes one seed for all
         self._over[:] = False
         counts = np.array([random_steps(seed, self._options) for seed in seeds])
         if counts.any():
@@ -253,26 +300,25 @@ class Vector:
         for left in range(counts.max(), -1, -1):
             begins = counts == left
             if begins.any():
-                obs, _ = self._vec.reset(seed=seeds, options={"reset_mask": begins})  # type: ignore[arg-type]
+                obs, _ = self._call("reset", partial(self._vec.reset, seed=seeds, options={"reset_mask": begins}))  # type: ignore[arg-type]
                 self._over &= ~begins
             if left:
                 sampled = [
                     sampler.sample() if count >= left else space.sample() for sampler, count in zip(samplers, counts, strict=True)
                 ]
                 actions: Any = concatenate(space, sampled, create_empty_array(space, len(seeds)))  # type: ignore[arg-type]
-                obs, _, terminated, truncated, info = self._vec.step(actions)
+                obs, _, terminated, truncated, info = self._call("step", partial(self._vec.step, actions))
                 self._over = info.get(GAME_OVER, terminated | truncated)
         return obs
 
     def step(self, t: int) -> None:
         actions = [x[t].reshape(self._vec.num_envs, *x.shape[3:]) for x in self._sent]
         self._mark[0] -= 1
-        try:
-            obs, reward, terminated, truncated, info = self._vec.step(self._action(actions))
-        except Exception as error:
-            who = f"environments {self._columns.start} to {self._columns.stop - 1}"
-            raise EnvError(f"{who}: step raised {type(error).__name__}: {error}") from error
+        obs, reward, terminated, truncated, info = self._call("step", partial(self._vec.step, self._action(actions)))
+        self._streams.stepped()
         self._see(t + 1, obs)
+        reward = self._each("reward", reward, "biuf")
+        terminated, truncated = self._each("terminated", terminated, "b"), self._each("truncated", truncated, "b")
         resets, ended = self._over, terminated | truncated
         self._over = info.get(GAME_OVER, ended)
         self._put("reward", t + 1, reward)
@@ -281,54 +327,151 @@ class Vector:
         if resets.any() or ended.any():
             for key, x in (
                 ("valid", ~resets),
-                ("opens", resets),
                 ("terminated", terminated),
                 ("truncated", truncated),
                 ("over", self._over),
             ):
                 self._put(key, t, x)
+            self._put("opens", t + 1, resets)
             self._put("first", t + 1, resets | (ended & ~self._over))
             for j in np.flatnonzero(self._over):
                 for key, out in zip(self._rows.plan.infos, self._rows.numpy["infos"], strict=True):
-                    value = info_value(info, key, name(self._rows, self._columns, int(j)))
-                    out[(t, *place(self._rows, self._columns, int(j)))] = value[j]
+                    value = info_value(info_of(info, int(j)), key, name(self._rows, self._columns, int(j)))
+                    out[(t, *place(self._rows, self._columns, int(j)))] = value
+
+    def _call(self, what: str, f: Callable[[], Any]) -> Any:
+        try:
+            return self._streams.call(0, f)
+        except gym.error.Error:
+            raise
+        except Exception as error:
+            raise EnvError(f"{self._name()}: {what} raised {type(error).__name__}: {error}") from error
+
+    def _each(self, what: str, x: Any, kinds: str) -> np.ndarray:
+        """One number of each environment."""
+        x = np.asarray(x)
+        if x.shape != (self._vec.num_envs,) or x.dtype.kind not in kinds:
+            found = f"shape {x.shape} and dtype {x.dtype}"
+            raise EnvError(f"{self._name()}: step returned the {what} with {found}, which is not one number each")
+        return x
+
+    def _name(self, _: int = 0) -> str:
+        return f"environments {self._columns.start} to {self._columns.stop - 1}"
 
     def _put(self, key: str, t: int, x: np.ndarray) -> None:
         self._rows.numpy[key][0][t][:, self._columns.start : self._columns.stop] = x.reshape(-1, len(self._columns))
 
     def _see(self, t: int, obs: Any) -> None:
         for path, out in zip(self._paths, self._seen, strict=True):
-            x = spaces.leaf(obs, path)
-            x = x.reshape(-1, len(self._columns), *x.shape[1:])
-            if x.shape != out.shape[1:]:
-                raise EnvError(f"environments: observations have shape {x.shape[2:]}, but their space has {out.shape[3:]}")
-            out[t] = x
+            x, field = np.asarray(part_of(obs, path, self._name, 0)), spaces.field("observations", path)
+            if x.shape != (self._vec.num_envs, *out.shape[3:]):
+                wanted = (self._vec.num_envs, *out.shape[3:])
+                raise EnvError(f"{self._name()}: {field} have shape {x.shape}, but their space has {wanted}")
+            if x.dtype != out.dtype and not np.can_cast(x.dtype, out.dtype, "same_kind"):
+                raise EnvError(f"{self._name()}: {field} have dtype {x.dtype}, but their space has {out.dtype}")
+            out[t] = x.reshape(out.shape[1:])
 
     def close(self) -> None:
         self._vec.close()
 
 
-def check_numbers(rows: Rows) -> None:
-    """No observation and no reward of the fragment is NaN.
+def check_numbers(rows: Rows, space: gym.Space) -> None:
+    """Every observation and reward of the fragment is finite, and discrete observations lie in their space.
 
     Raises:
-        EnvError: naming the environment.
+        EnvError: naming the environment, the field, its value and the step.
     """
-    n_envs, floats = rows.plan.n_envs, [x for x in rows.numpy["obs"] if x.dtype.kind == "f"]
-    for what, x in [*(("observation", x) for x in floats), ("reward", rows.numpy["reward"][0])]:
-        seen = x[:, :, :n_envs]
-        if np.isnan(seen.sum()) and np.isnan(seen).any():
-            t, s, b = np.argwhere(np.isnan(seen))[0][:3]
-            who = name(rows, range(n_envs), int(s * n_envs + b))
-            raise EnvError(f"{who}: {what} is NaN after step {t} of {rows.plan.n_steps} of the batch")
+    (rewards,) = rows.numpy["reward"]
+    _check_finite(rows, "reward", rewards)
+    for (path, part), x in zip(spaces.parts(space), rows.numpy["obs"], strict=True):
+        field = spaces.field("observation", path)
+        if x.dtype.kind == "f":
+            _check_finite(rows, field, x)
+        bounds = spaces.bounds(part)
+        if bounds is not None:
+            _check_inside(rows, field, x, *bounds, part)
 
 
-def info_value(info: dict, key: str, who: str) -> Any:
+def _check_finite(rows: Rows, what: str, x: np.ndarray) -> None:
+    seen = x[:, :, : rows.plan.n_envs]
+    with np.errstate(all="ignore"):
+        total = seen.sum(dtype=max(x.dtype, np.dtype(np.float32)))  # cheaper than a look at each
+    if not np.isfinite(total) and not np.isfinite(seen).all():
+        at = np.argwhere(~np.isfinite(seen))[0]
+        raise not_finite(rows, _who(rows, at), what, seen[tuple(at)], at[0])
+
+
+def _check_inside(rows: Rows, what: str, x: np.ndarray, low: Any, high: Any, space: gym.Space) -> None:
+    seen = x[:, :, : rows.plan.n_envs]
+    outside = (seen < low) | (seen > high)
+    if outside.any():
+        at = np.argwhere(outside)[0]
+        raise EnvError(f"{_who(rows, at)}: {what} is {seen[tuple(at[:3])]} {_when(rows, at[0])}, outside its space {space}")
+
+
+def _who(rows: Rows, at: np.ndarray) -> str:
+    """The environment whose number stands at `[t, s, b, ...]` of the rows."""
+    return name(rows, range(rows.plan.n_envs), int(at[1] * rows.plan.n_envs + at[2]))
+
+
+def _when(rows: Rows, t: int) -> str:
+    return f"after step {t} of {rows.plan.n_steps} of the batch"
+
+
+def not_finite(rows: Rows, who: str, what: str, value: float, t: int) -> EnvError:
+    """The error of a number that is NaN, infinite, or beyond float32."""
+    return EnvError(f"{who}: {what} is {'NaN' if math.isnan(value) else value} {_when(rows, t)}, which is not finite in float32")
+
+
+def number(x: Any) -> float:
+    """One real number as a float.
+
+    Raises:
+        TypeError: it is something else; the text adds what would help.
+    """
+    if getattr(x, "shape", None) == ():  # of numpy or torch, with no axes
+        x = x.item()
+    if isinstance(x, numbers.Real):
+        return float(x)
+    shape = getattr(x, "shape", ())
+    raise TypeError(f": it has shape {tuple(shape)}, return float(reward)" if math.prod(shape) == 1 and shape else "")
+
+
+def part_of(obs: Any, path: tuple[str | int, ...], who: Callable[[int], str], j: int) -> Any:
+    """The part of a nested observation that keys lead to.
+
+    Raises:
+        EnvError: it is not there.
+    """
+    try:
+        return spaces.leaf(obs, path)
+    except (KeyError, IndexError, TypeError, ValueError):
+        found = f"it has {', '.join(map(repr, obs)) or 'nothing'}" if isinstance(obs, dict) else f"it is {_kind(obs)}"
+        raise EnvError(f"{who(j)}: the observation lacks {spaces.field('', path)}; {found}") from None
+
+
+def info_of(info: dict[str, Any], j: int) -> dict[str, Any]:
+    """What a vector environment's info says of environment `j`; `_key`, where there is one, tells of whom `key` is said."""
+    said = {key: x for key, x in info.items() if isinstance(x, np.ndarray) and not key.startswith("_")}
+    return {key: x[j] for key, x in said.items() if f"_{key}" not in info or info[f"_{key}"][j]}
+
+
+def info_value(info: Any, key: str, who: str) -> float:
     """What an environment's info says at the end of an episode.
 
     Raises:
-        EnvError: it does not say it.
+        EnvError: it does not say it, or not as one number.
     """
+    if not isinstance(info, dict):
+        raise EnvError(f"{who}: its info at the end of an episode is {info!r}, not a dict with {key!r}")
     if key not in info:
         raise EnvError(f"{who}: its info has no {key!r} at the end of an episode; it has {', '.join(map(str, info)) or 'nothing'}")
-    return info[key]
+    try:
+        return number(info[key])
+    except TypeError:
+        raise EnvError(f"{who}: its info {key!r} is {info[key]!r} at the end of an episode, not one number") from None
+
+
+def _kind(x: Any) -> str:
+    """What a result is, in short."""
+    return f"{len(x)} values" if isinstance(x, tuple) else f"{type(x).__name__}"

@@ -9,10 +9,11 @@ import select
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, process
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
@@ -57,6 +58,41 @@ def context(start_method: str = "forkserver") -> BaseContext:
         found.set_forkserver_preload(["purerl.samplers.preload"])
         forkserver.ensure_running()  # it loads while this process prepares
     return found
+
+
+class Surroundings(NamedTuple):
+    """What a new process is to find as it is in this one: the fork server was started with another, earlier one's.
+
+    Attributes:
+        environ: the environment's variables.
+        folder: the working folder, None if it is gone.
+    """
+
+    environ: dict[str, str]
+    folder: str | None
+
+
+def surroundings() -> Surroundings:
+    """This process's, now."""
+    try:
+        return Surroundings(dict(os.environ), os.getcwd())
+    except FileNotFoundError:
+        return Surroundings(dict(os.environ), None)
+
+
+@contextlib.contextmanager
+def _main_that_can_be_imported() -> Iterator[None]:
+    """A new process imports the main script; one that was piped into Python has the name of a file that does not exist."""
+    main = vars(sys.modules["__main__"])
+    path = main.get("__file__")
+    gone = path is not None and not os.path.exists(path)
+    if gone:
+        del main["__file__"]
+    try:
+        yield
+    finally:
+        if gone:
+            main["__file__"] = path
 
 
 class Job:
@@ -127,9 +163,13 @@ class Workers:
             look = min(1.0, self._timeout / 2)  # how often a silent worker's mark is looked at
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(look), int(look % 1 * 1e6)))
             self._processes[i] = self._context.Process(  # type: ignore[attr-defined]
-                target=_serve, args=(theirs, self._jobs[i], core), name=f"purerl {self._names[i]}", daemon=True
+                target=_serve,
+                args=(theirs, self._jobs[i], core, surroundings()),
+                name=f"purerl {self._names[i]}",
+                daemon=True,
             )
-            self._processes[i].start()
+            with _main_that_can_be_imported():
+                self._processes[i].start()
             self._waiting[i] = True
         finally:
             theirs.close()
@@ -155,6 +195,8 @@ class Workers:
             try:
                 answer = self._sockets[i].recv(1)  # type: ignore[union-attr]
             except BlockingIOError:
+                if not self._processes[i].is_alive():  # a process that it started may keep its socket open
+                    raise self._fail(i, self._died(i)) from None
                 now, found = time.monotonic(), int(self._mark[i])
                 if found != mark:
                     since, mark = now, found
@@ -216,7 +258,7 @@ class Workers:
         self._sockets[i] = None
         if worker is not None:
             with contextlib.suppress(ValueError):
-                worker.kill()
+                _kill_group(worker)
                 worker.join()
                 worker.close()
         self._processes[i] = None
@@ -226,7 +268,7 @@ class Workers:
         self.killed = True
         for worker in self._processes:
             if worker is not None:
-                worker.kill()
+                _kill_group(worker)
 
     def close(self) -> None:
         """End all processes: those that wait for an order close their environments first."""
@@ -242,9 +284,17 @@ class Workers:
             self._end(i)
 
 
-def _serve(connection: socket.socket, job: Job, core: int | None) -> None:
+def _kill_group(worker: Any) -> None:
+    """End a worker and what its environments have started."""
+    if worker.pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or not its group's leader yet
+            os.killpg(worker.pid, signal.SIGKILL)
+    worker.kill()
+
+
+def _serve(connection: socket.socket, job: Job, core: int | None, around: Surroundings) -> None:
     """A worker's life: make the handler, carry out orders, end when the other side does."""
-    settle_in()
+    settle_in(around)
     if core is not None:
         os.sched_setaffinity(0, {core})
     close: Callable[[], None] = lambda: None  # noqa: E731
@@ -266,10 +316,20 @@ def _serve(connection: socket.socket, job: Job, core: int | None) -> None:
             close()
 
 
-def settle_in() -> None:
-    """How a process of ours begins: with one thread, deaf to Ctrl-C (the learner ends it), to live no longer than the learner."""
+def settle_in(around: Surroundings) -> None:
+    """How a process of ours begins: with one thread, deaf to Ctrl-C (the learner ends it), to live no longer than the learner.
+
+    It leads a group of its own, with the processes that its environments may start, and ends with all of them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    os.setpgid(0, 0)
+    process.current_process().daemon = False  # one of Python's daemons could start no processes
+    os.environ.clear()
+    os.environ.update(around.environ)
+    if around.folder is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(around.folder)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -285,4 +345,4 @@ def _report(connection: socket.socket, error: BaseException) -> None:
 def _end_with(sentinel: int) -> None:
     """The learner may be killed while an environment steps, or hangs."""
     select.select([sentinel], [], [])
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)

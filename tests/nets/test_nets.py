@@ -4,7 +4,8 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from purerl import nets, random
+from purerl import envs, fuse, make_a2c, make_policy, make_ppo, nets, random, vmap
+from purerl.algos import PPOConfig
 
 
 def test_orthogonal_rows_or_columns():
@@ -70,3 +71,72 @@ def test_actor_critic_over_any_space(space, obs, shared):
 def test_small_images_are_refused():
     with pytest.raises(ValueError, match=r"^observation: an image of 20 x 84 is too small for NatureCNN, which needs 36 x 36$"):
         nets.NatureCNN((4, 20, 84))
+
+
+@pytest.mark.torch_modules
+def test_images_with_their_channels_last():
+    first, last = gym.spaces.Box(0, 255, (3, 96, 64), "uint8"), gym.spaces.Box(0, 255, (96, 64, 3), "uint8")
+    torsos = [nets.torso(space, (), "tanh")[0] for space in (first, last)]
+    params = nets.init(torsos[0], random.key(0))
+    renamed = TensorDict({f"1.{name}": x for name, x in params.items()})
+    obs = (random.uniform(random.key(1), (2, 3, 96, 64)) * 255).to(torch.uint8)
+    torch.testing.assert_close(
+        nets.apply(torsos[0], params, obs),
+        nets.apply(torsos[1], renamed, obs.permute(0, 2, 3, 1).contiguous()),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+class Odd(nn.Module):
+    """What a newcomer's actor-critic may return."""
+
+    def __init__(self, returns, n_params=2):
+        super().__init__()
+        self.body, self.value, self.returns = nn.Linear(4, n_params), nn.Linear(4, 1), returns
+
+    def forward(self, obs):
+        return self.returns(self.body(obs), self.value(obs))
+
+
+@pytest.mark.parametrize(
+    ("returns", "n_params", "message"),
+    [
+        (lambda p, v: (p, v), 2, r"^net: the value of 2 observations has shape \[2, 1\], but \[2\] is wanted; squeeze\(-1\)"),
+        (lambda p, v: (p, v.mean()), 2, r"^net: the value of 2 observations has shape \[\], but \[2\] is wanted$"),
+        (
+            lambda p, v: (p, v[..., 0]),
+            3,
+            r"^net: the action parameters of 2 observations has shape \[2, 3\], but \[2, 2\] is wanted",
+        ),
+        (lambda p, v: (p[None], v[..., 0]), 2, r"^net: the action parameters of 2 observations has shape \[1, 2, 2\]"),
+        (lambda p, v: p, 2, r"^net: it returns Tensor, but \(action parameters \[N, 2\], value \[N\]\) is wanted"),
+    ],
+    ids=["value [N, 1]", "one value", "too wide", "an axis more", "no value"],
+)
+@pytest.mark.torch_modules
+def test_what_a_network_returns_is_checked(returns, n_params, message):
+    with torch.device("meta"):
+        net = Odd(returns, n_params)
+    for make in (make_ppo, make_a2c):
+        with pytest.raises(ValueError, match=message):
+            make(envs.make("CartPole-v1").spec, net=net)
+
+
+@pytest.mark.torch_modules
+def test_a_network_that_changes_with_the_number_of_observations():
+    """What passes when an algorithm is made is checked again when it is traced."""
+    with torch.device("meta"):
+        net = Odd(lambda p, v: (p, v[..., 0] if len(p) == 2 else v))
+    env = envs.make("CartPole-v1")
+    init, step = fuse(make_ppo(env.spec, PPOConfig(n_steps=8), net), env)
+    with pytest.raises(ValueError, match=r"^net: the value of 4 observations has shape \[4, 1\]"):
+        vmap(step)(vmap(init)(random.split(random.key(0), 2)))
+
+
+@pytest.mark.torch_modules
+def test_the_width_of_a_policys_parameters_is_checked():
+    with pytest.raises(
+        ValueError, match=r"^net: the action parameters of 2 observations has shape \[2, 3\], but \[2, 2\] is wanted"
+    ):
+        make_policy(envs.make("CartPole-v1").spec, nn.Linear(4, 3, device="meta"))

@@ -9,9 +9,11 @@ import time
 from functools import partial
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from conftest import assert_trees_equal
-from worlds import Faulty, Walk
+from worlds import Family, Faulty, Informed, Lacking, OldReset, OldStep, Outside, Seedless, Walk, Whereabouts
 
 from purerl import envs, make_a2c, random, samplers
 from purerl.algos import A2CConfig
@@ -29,8 +31,8 @@ def walk_algo():
     return make_a2c(envs.host(Walk).spec, CONFIG)
 
 
-def run(kind, make, n_batches=4, **options):
-    algo = walk_algo()
+def run(kind, make, n_batches=4, algo=None, **options):
+    algo = algo or walk_algo()
     with kind(make, algo, 4, 5, random.key(0), **options) as feed:
         feed.publish(algo.init(random.key(1)))
         return [next(feed) for _ in range(n_batches)], feed.lost
@@ -52,12 +54,198 @@ def flagged(tmp_path, fault, **kwargs):
         ("nan", r"environment [0-3]: observation is NaN"),
         ("reward", r"environment [0-3]: reward is NaN"),
         ("word", r"environment [0-3]: step returned the reward 'much', which is not a number"),
+        ("inf", r"environment [0-3]: observation is inf after step [1-5] of 5 of the batch, which is not finite"),
+        ("ragged", r"environment [0-3]: observation is \[\[1.0\], .*, which is no array"),
+        ("infinite reward", r"environment [0-3]: reward is -inf after step [1-5] of 5 of the batch"),
+        (
+            "large reward",
+            r"environment [0-3]: reward is 1e\+300 after step [1-5] of 5 of the batch, which is not finite in float32",
+        ),
+        ("rewards", r"environment [0-3]: step returned the reward array\(\[3., 7.\]\), which is not a number"),
+        ("reward of one axis", r"reward array\(\[3.\]\), which is not a number: it has shape \(1,\), return float\(reward\)"),
+        ("reward dict", r"environment [0-3]: step returned the reward \{'goal': 1.0\}, which is not a number"),
+        ("no reward", r"environment [0-3]: step returned the reward None, which is not a number"),
+        ("complex reward", r"environment [0-3]: step returned the reward 1j, which is not a number"),
+        ("terminated", r"environment [0-3]: step returned terminated = array\(\[.*\]\), which is not True or False"),
+        ("truncated", r"environment [0-3]: step returned truncated = 'no', which is not True or False"),
+        ("stop", r"environment [0-3]: step raised StopIteration"),
     ],
 )
 def test_an_environment_that_does_wrong_is_named(kind, fault, message, tmp_path):
     with pytest.raises(samplers.EnvError, match=message):
         run(KINDS[kind], flagged(tmp_path, fault))
     assert not children()
+
+
+@pytest.mark.parametrize("kind", ["serial", "parallel", "central"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (OldReset, r"environment [0-3]: reset returned ndarray, but Gymnasium's returns \(observation, info\); shimmy's wrappers"),
+        (Seedless, r"environment [0-3]: reset raised TypeError: .*unexpected keyword argument 'seed'; shimmy's wrappers"),
+        (
+            OldStep,
+            r"environment [0-3]: step returned 4 values, but Gymnasium's returns \(observation, reward, terminated, trunc.*shimmy",
+        ),
+        (Lacking, r"environment [0-3]: the observation lacks \['pair'\]\[0\]; it has 'x'"),
+        (
+            partial(Outside, "discrete"),
+            r"environment [0-3]: observation is 4 after step 3 of 5 of the batch, outside its space Discrete",
+        ),
+        (
+            partial(Outside, "multi"),
+            r"environment [0-3]: observation is \[4 0\] after step 3 of 5 of the batch, outside its space Multi",
+        ),
+        (
+            partial(Outside, "binary"),
+            r"environment [0-3]: observation is \[2 0\] after step 3 of 5 of the batch, outside its space Multi",
+        ),
+        (
+            partial(Outside, "nested"),
+            r"environment [0-3]: observation\['n'\] is 4 after step 3 of 5 of the batch, outside its space Disc",
+        ),
+    ],
+    ids=["old reset", "no seed", "old step", "a key too few", "discrete", "multi-discrete", "multi-binary", "nested"],
+)
+def test_an_environment_of_another_kind_is_named(kind, make, message):
+    with pytest.raises(samplers.EnvError, match=message):
+        run(KINDS[kind], make, algo=make_a2c(envs.host(make).spec, CONFIG))
+
+
+@pytest.mark.parametrize("kind", ["serial", "parallel", "central"])
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"depth": {"x": 1.0}}, r"environment [0-3]: its info 'depth' is \{'x': 1.0\} at the end of an episode, not one number"),
+        ({"depth": [1.0, 2.0]}, r"environment [0-3]: its info 'depth' is \[1.0, 2.0\] at the end of an episode, not one number"),
+        ({"depth": "deep"}, r"environment [0-3]: its info 'depth' is 'deep' at the end of an episode, not one number"),
+        ({"height": 1.0}, r"environment [0-3]: its info has no 'depth' at the end of an episode; it has height"),
+        (None, r"environment [0-3]: its info at the end of an episode is None, not a dict with 'depth'"),
+    ],
+    ids=["dict", "list", "word", "missing", "None"],
+)
+def test_an_info_that_is_no_number_is_named(kind, info, message):
+    with pytest.raises(samplers.EnvError, match=message):
+        run(KINDS[kind], partial(Informed, info), infos=("depth",))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("nan", r"environment [0-3]: observation is NaN"),
+        ("inf", r"environment [0-3]: observation is inf"),
+        ("reward", r"environment [0-3]: reward is NaN"),
+        ("infinite reward", r"environment [0-3]: reward is -inf"),
+        ("large reward", r"environment [0-3]: reward is inf after step"),
+        ("rewards", r"environments 0 to 3: step raised"),
+        ("reward dict", r"environments 0 to 3: step raised TypeError: float\(\) argument must be"),
+        ("raise", r"environments 0 to 3: step raised ZeroDivisionError: the world ended"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_vector_environment_that_does_wrong_is_named(fault, message, tmp_path):
+    def native(make, *args, **options):
+        return samplers.native(lambda n: gym.vector.SyncVectorEnv([make] * n), *args, **options)
+
+    with pytest.raises(samplers.EnvError, match=message):
+        run(native, flagged(tmp_path, fault))
+
+
+class Crowd(gym.vector.VectorEnv):
+    """Four environments whose rewards, ends or observations are what they should not be."""
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+    num_envs = 4
+    single_observation_space, single_action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+
+    def __init__(self, **wrong):
+        self.wrong = wrong
+
+    def reset(self, seed=None, options=None):
+        return np.zeros((4, 1), np.float32), {}
+
+    def step(self, actions):
+        no = np.zeros(4, bool)
+        right = {"obs": np.zeros((4, 1), np.float32), "reward": np.zeros(4), "terminated": no, "truncated": no, "info": {}}
+        return tuple({**right, **self.wrong}.values())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"reward": np.zeros((4, 2))}, r"environments 0 to 3: step returned the reward with shape \(4, 2\) and dtype float64"),
+        ({"reward": np.zeros(3)}, r"environments 0 to 3: step returned the reward with shape \(3,\)"),
+        (
+            {"reward": np.array(["a", "b"])},
+            r"step returned the reward with shape \(2,\) and dtype <U1, which is not one number each",
+        ),
+        ({"terminated": np.zeros(4)}, r"step returned the terminated with shape \(4,\) and dtype float64"),
+        ({"obs": np.zeros((4, 3))}, r"environments 0 to 3: observations have shape \(4, 3\), but their space has \(4, 1\)"),
+        (
+            {"obs": np.zeros((2, 1), complex)},
+            r"environments 0 to 1: observations have dtype complex128, but their space has float32",
+        ),
+    ],
+)
+def test_what_a_vector_environment_returns_is_checked(wrong, message):
+    vec = Crowd(**wrong)
+    with pytest.raises(samplers.EnvError, match=message):
+        run(samplers.native, vec, algo=make_a2c(envs.vector_host(vec).spec, CONFIG))
+
+
+@pytest.mark.parametrize("kind", ["serial", "parallel"])
+def test_an_environment_may_have_processes_of_its_own(kind):
+    """They end with it, also when it is killed and cannot say good-bye."""
+    algo = make_a2c(envs.host(Family).spec, CONFIG)
+    with KINDS[kind](Family, algo, 4, 5, random.key(0)) as feed:
+        feed.publish(algo.init(random.key(1)))
+        pids = {int(pid) for pid in next(feed).last.obs.flatten()}
+        assert len(pids) == 4
+        assert all(map(alive, pids))
+        if kind == "parallel":
+            os.kill(children()[0], signal.SIGKILL)
+            time.sleep(0.2)
+            with pytest.warns(UserWarning, match="SIGKILL"):
+                pids |= {int(pid) for pid in next(feed).last.obs.flatten()}
+            assert len(pids) > 4
+    assert not any(map(alive, pids))
+
+
+def test_workers_find_the_surroundings_of_the_moment(tmp_path, monkeypatch):
+    algo = make_a2c(envs.host(Whereabouts).spec, CONFIG)
+    for number in (1.0, 2.0):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "here.txt").write_text("")
+        monkeypatch.setenv("PURERL_TEST", str(number))
+        monkeypatch.chdir(folder)
+        for kind in ("serial", "parallel", "central"):
+            with KINDS[kind](Whereabouts, algo, 4, 5, random.key(0)) as feed:
+                feed.publish(algo.init(random.key(1)))
+                assert next(feed).last.obs.tolist() == [[number, 1.0]] * 4, kind
+
+
+PIPED = """
+from functools import partial
+import gymnasium as gym, numpy as np
+from purerl import envs, make_a2c, random, samplers
+from purerl.algos import A2CConfig
+
+class Mine(gym.Env):
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+    def reset(self, seed=None, options=None): return np.zeros(1, np.float32), {}
+    def step(self, action): return np.ones(1, np.float32), 1.0, False, False, {}
+
+algo = make_a2c(envs.host(Mine).spec, A2CConfig(n_envs=2, n_steps=3, hidden=(8,)))
+with samplers.parallel(Mine, algo, 2, 3, random.key(0), n_workers=2) as feed:
+    feed.publish(algo.init(random.key(1)))
+    print(next(feed).reward.sum().item())
+"""
+
+
+def test_a_script_that_is_piped_into_python():
+    done = subprocess.run([sys.executable, "-"], input=PIPED, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "6.0\n"), done.stderr
 
 
 @pytest.mark.parametrize("kind", ["serial", "central"])

@@ -164,8 +164,44 @@ def test_an_info_that_is_not_there_is_named():
         collect(samplers.serial, Walk, 5, infos=("height",))
 
 
-class Lives(gym.Env):
-    """Three lives of two steps each, a reward of 5 a step, clipped to 1: what wrappers of games do."""
+class Lives(gym.vector.VectorEnv):
+    """One game of three lives of two steps each, a reward of 5 a step, clipped to 1: what our own vector environments tell."""
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+
+    def __init__(self):
+        self.num_envs, self.n = 1, 0
+        self.single_observation_space, self.single_action_space = gym.spaces.Box(0, 99, (1,), np.float32), gym.spaces.Discrete(2)
+
+    def reset(self, seed=None, options=None):
+        self.n = 0
+        return np.zeros((1, 1), np.float32), {}
+
+    def step(self, actions):
+        if self.n == 6:
+            return *self.reset()[:1], np.zeros(1), np.zeros(1, bool), np.zeros(1, bool), {}
+        self.n += 1
+        info = {envs.RAW_REWARD: np.full(1, 5.0), envs.GAME_OVER: np.array([self.n == 6])}
+        return np.full((1, 1), self.n, np.float32), np.ones(1), np.array([self.n % 2 == 0]), np.zeros(1, bool), info
+
+
+def test_lost_lives_end_episodes_but_no_games():
+    algo = make_a2c(envs.vector_host(Lives()).spec, A2CConfig(n_envs=1, n_steps=14, hidden=(8,)))
+    with samplers.native(Lives(), algo, 1, 14, random.key(0)) as feed:
+        feed.publish(algo.init(random.key(1)))
+        batch = next(feed)
+    assert batch.inputs.obs[:8, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
+    assert batch.terminated[:7, 0].tolist() == [False, True, False, True, False, True, False]
+    assert batch.valid[:8, 0].tolist() == [True] * 6 + [False, True]
+    assert batch.inputs.first[:8, 0].tolist() == [True, False, True, False, True, False, False, True]
+    records = record_episodes(init_episodes(1), batch)
+    assert records.count == 2
+    assert averages(records)["Return"] == 30.0
+    assert batch.reward.max() == 1.0
+
+
+class Chatty(gym.Env):
+    """Episodes of five steps, whose infos happen to have names that others use."""
 
     observation_space, action_space = gym.spaces.Box(0, 99, (1,), np.float32), gym.spaces.Discrete(2)
 
@@ -175,21 +211,23 @@ class Lives(gym.Env):
         return np.zeros(1, np.float32), {}
 
     def step(self, action):
+        assert self.n < 5, "stepped beyond its end"
         self.n += 1
-        info = {envs.RAW_REWARD: 5.0, envs.GAME_OVER: self.n == 6}
-        return np.full(1, self.n, np.float32), 1.0, self.n % 2 == 0, False, info
+        info = {"game_over": False, "raw_reward": 100.0, "lives": 3, "episode": {"r": 7.0}, "reward": 9.0, "over": False}
+        return np.full(1, self.n, np.float32), 1.0, self.n == 5, False, info
 
 
-def test_lost_lives_end_episodes_but_no_games():
-    batch = collect(samplers.serial, Lives, 1, n_envs=1, n_steps=14)[0]
-    assert batch.inputs.obs[:8, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
-    assert batch.terminated[:7, 0].tolist() == [False, True, False, True, False, True, False]
-    assert batch.valid[:8, 0].tolist() == [True] * 6 + [False, True]
-    assert batch.inputs.first[:8, 0].tolist() == [True, False, True, False, True, False, False, True]
-    records = record_episodes(init_episodes(1), batch)
-    assert records.count == 2
-    assert averages(records)["Return"] == 30.0
-    assert batch.reward.max() == 1.0
+@pytest.mark.parametrize("kind", ["serial", "parallel", "central", "alternating", "native"])
+def test_infos_of_an_environments_own_mean_nothing(kind):
+    workers = {} if kind in ("serial", "native") else {"n_workers": 2}
+    make = vectors(Chatty) if kind == "native" else Chatty
+    algo = make_a2c(envs.host(Chatty).spec, A2CConfig(n_envs=2, n_steps=18, hidden=(8,)))
+    with samplers.KINDS[kind](make, algo, 2, 18, random.key(0), **workers) as feed:
+        feed.publish(algo.init(random.key(1)))
+        batch = next(feed)
+    assert batch.inputs.obs[:, 0, 0].tolist() == [i % 6 for i in range(18)]
+    records = record_episodes(init_episodes(2), batch)
+    assert (records.count, averages(records)["Return"]) == (6, 5.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""Every field is checked, by its type and by what is allowed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from purerl import config as cfg
+from purerl.algos import A2CConfig, PPOConfig
+from purerl.train import Collecting, Evaluating
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value", "allowed"),
+    [
+        (PPOConfig, "normalize_obs", "False", "True or False"),
+        (PPOConfig, "normalize_obs", 0, "True or False"),
+        (PPOConfig, "normalize_obs", None, "True or False"),
+        (A2CConfig, "shared_torso", np.bool_(True), "True or False"),
+        (PPOConfig, "hidden", 64, "a tuple of integers at least 1, such as (64, 64)"),
+        (PPOConfig, "hidden", (-64,), "a tuple of integers at least 1, such as (64, 64)"),
+        (PPOConfig, "hidden", [64, 64], "a tuple of integers at least 1, such as (64, 64)"),
+        (PPOConfig, "hidden", (64.0,), "a tuple of integers at least 1, such as (64, 64)"),
+        (PPOConfig, "n_envs", True, "an integer at least 1"),
+        (PPOConfig, "n_envs", 4.0, "an integer at least 1"),
+        (PPOConfig, "n_envs", "4", "an integer at least 1"),
+        (PPOConfig, "n_envs", 0, "an integer at least 1"),
+        (PPOConfig, "lr", "1e-3", "a number at least 0.0"),
+        (PPOConfig, "lr", float("nan"), "a number at least 0.0"),
+        (PPOConfig, "lr", True, "a number at least 0.0"),
+        (PPOConfig, "lr", None, "a number at least 0.0"),
+        (PPOConfig, "gamma", 1.5, "a number between 0.0 and 1.0"),
+        (PPOConfig, "activation", "sine", "one of tanh, relu, elu, silu"),
+        (PPOConfig, "activation", None, "one of tanh, relu, elu, silu"),
+        (Collecting, "infos", "score", "of type tuple[str, ...]"),
+        (Collecting, "infos", (1,), "of type tuple[str, ...]"),
+        (Evaluating, "eval_background", "no", "True or False"),
+    ],
+)
+def test_values_that_are_refused(config, field, value, allowed):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        config(**{field: value})
+    assert str(error.value) == f"{config.__name__}.{field} = {value!r} is not {allowed}"
+
+
+def test_values_that_are_taken():
+    config = PPOConfig(lr=1, gamma=np.float32(0.5), target_kl=None, max_grad_norm=float("inf"), hidden=())
+    assert cfg.sweepable(config)["lr"] == 1.0
+    assert "target_kl" not in cfg.sweepable(config)
+
+
+def test_a_config_of_ones_own():
+    """Whose annotations may be words, and whose fields need no declaration."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine:
+        n: "int" = 3
+        anything: object = None
+
+        def __post_init__(self):
+            cfg.check(self)
+
+    assert Mine(anything=[1]).n == 3
+    with pytest.raises(ValueError, match=r"^Mine.n = 'x' is not of type int$"):
+        Mine(n="x")

@@ -121,12 +121,12 @@ def half_cheetah(updates: int) -> tuple[float, float, float]:
         host.spec, PPOConfig(n_envs=8, n_steps=256, epochs=10, n_minibatches=32, normalize_obs=True, normalize_reward=True)
     )
     program = train.host_program(algo, host, 0, train.Collecting(sampler="serial"))
-    state = program.init(random.split(random.key(0), 1))
-    state, _ = program.step(state, 2)
+    lanes = train.Lanes(learner=program.init(random.split(random.key(0), 1)), going=torch.ones(1, dtype=torch.bool))
+    lanes, _ = program.step(lanes, 2)
     gc.collect()
     gc.freeze()
     start = time.perf_counter()
-    state, _ = program.step(state, updates)
+    lanes, _ = program.step(lanes, updates)
     run = time.perf_counter() - start
     program.close()
     torch.set_num_threads(1)
@@ -135,12 +135,12 @@ def half_cheetah(updates: int) -> tuple[float, float, float]:
     actions = [vec.action_space.sample() for _ in range(256)]
     [vec.step(a) for a in actions]
     stepping = seconds(lambda: [vec.step(a) for a in actions], updates)
-    learn = compile(vmap(algo.update))
+    learn, state = compile(vmap(algo.update)), lanes.learner.algo
     with samplers.serial(host, algo, 8, 256, random.split(random.key(0), 1)) as feed:
-        feed.publish(state.algo)
+        feed.publish(state)
         batch = next(feed)
-    learn(state.algo, batch)
-    return run / updates, stepping, seconds(lambda: learn(state.algo, batch), updates)
+    learn(state, batch)
+    return run / updates, stepping, seconds(lambda: learn(state, batch), updates)
 
 
 def main() -> None:

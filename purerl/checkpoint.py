@@ -1,11 +1,13 @@
 """One file for everything that changes: written whole or not at all, checked when read, never a pickle."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,24 @@ def _digest(tensors: dict[str, Tensor], meta: str) -> str:
         digest.update(f"{name}{x.dtype}{tuple(x.shape)}".encode())
         digest.update(x.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder alone, for the block, or until this process ends.
+
+    Raises:
+        CheckpointError: another one holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{folder}: another process is training this run") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def write_atomically(path: Path, data: bytes) -> None:

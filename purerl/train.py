@@ -504,9 +504,14 @@ def train(
         The lanes that stopped because a number was no longer finite; their last good state is in the checkpoint.
 
     Raises:
-        CheckpointError: resuming, and none of the checkpoints is whole, or they are gone.
+        CheckpointError: resuming, and none of the checkpoints is whole, or they are gone; or another process trains this run.
         Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
     """
+    with checkpoint.locked(out):
+        return _train(run, out, resume, report, checkpoint_every)
+
+
+def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None], checkpoint_every: float) -> list[Failure]:
     algo, env = build(run)
     folder = out / "checkpoints"
     if resume and not any(folder.glob("step_*")) and rows_written(out, run):

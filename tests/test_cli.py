@@ -4,13 +4,17 @@ import contextlib
 import json
 import os
 import pty
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import gymnasium as gym
 import pytest
 from click.testing import CliRunner
 
+from purerl import cli
 from purerl.cli import main
 
 GYM = ["train", "ppo", "--env", "gym:CartPole-v1", "--out", "OUT"]
@@ -60,6 +64,40 @@ def invoke(args, tmp_path):
         (["train", "ppo", "--env", "ALE/Pung-v5", "--out", "OUT"], "'ALE/Pung-v5' is not known; did you mean ALE/Pong-v5"),
         (["train", "ppo", "--env", "ALE/Pong-v5", "--reset", "wait", "--out", "OUT"], "reset = 'wait' needs environments"),
         (["train", "ppo", "--env", "no_such_module:Env-v0", "--out", "OUT"], "no_such_module"),
+        (
+            [*TRAIN, "--infos", "score"],
+            "infos = ('score',) is for environments of the outside world, but CartPole-v1 is pure; gym:CartP",
+        ),
+        ([*TRAIN, "--decorrelate", "5"], "decorrelate = 5 is for environments of the outside world, but CartPole-v1 is pure"),
+        ([*TRAIN, "--reset", "wait"], "reset = 'wait' is for environments of the outside world, but CartPole-v1 is pure"),
+        ([*TRAIN, "--n-workers", "2"], "n_workers = 2 is for environments of the outside world, but CartPole-v1 is pure"),
+        ([*TRAIN, "--timeout", "5"], "timeout = 5.0 is for environments of the outside world, but CartPole-v1 is pure"),
+        ([*GYM, "--sampler", "fused"], "sampler = 'fused' is for pure environments, but CartPole-v1 is one of the outside world"),
+        ([*GYM, "--sampler", "serial", "--n-workers", "2"], "n_workers = 2 is for samplers with workers, which 'serial' has not"),
+        ([*GYM, "--infos", "Return"], "infos = 'Return' is reserved for the records' own figures"),
+        ([*GYM, "--env-option", "a=1", "--env-option", "a=2"], "--env-option a is given twice"),
+        ([*GYM, "--env-option", "a={1}"], "env_options = {'a': {1}} cannot be kept in config.json"),
+        ([*TRAIN, "--hidden", "-64"], "PPOConfig.hidden = (-64,) is not a tuple of integers at least 1, such as (64, 64)"),
+        ([*TRAIN, "--lr", "1e-3,0.001"], "lr = [0.001, 0.001] holds a number twice"),
+        ([*TRAIN, "--gamma", "0.99,"], "'0.99,' is not a number, nor several separated by commas"),
+        ([*TRAIN, "--lr", "nan"], "PPOConfig.lr = nan is not a number at least 0.0"),
+        ([*TRAIN, "--seeds", "two"], "Invalid value for '--seeds': 'two' is not a valid integer"),
+        (
+            ["train", "ppo", "--env", "my env", "--out", "OUT"],
+            "environment: 'my env' is no id such as CartPole-v1 or my_module:MyEnv-v0 (",
+        ),
+        (["train", "ppo", "--env", "", "--out", "OUT"], "environment: '' is no id such as CartPole-v1"),
+        (
+            ["train", "ppo", "--env", "worlds:Informed-v0", "--out", "OUT"],
+            "cannot be made without options: TypeError: Informed.__init__() missing 1 required positional argument: 'info'",
+        ),
+        (
+            ["train", "ppo", "--env", "ale_py:ALE/Pong-v5", "--out", "OUT"],
+            "'ale_py:ALE/Pong-v5' is a raw Atari game; use ALE/Pong-v5",
+        ),
+        (["train", "ppo", "--env", "PongNoFrameskip-v4", "--out", "OUT"], "is a raw Atari game; use ALE/Pong-v5"),
+        (["train", "ppo", "--env", "Pong-v5", "--out", "OUT"], "'Pong-v5' is not known; did you mean ALE/Pong-v5"),
+        (["eval", "OUT", "--seed", "-1"], "Invalid value for '--seed': -1 is not in the range"),
         (["resume", "OUT"], "run: holds no run ("),
         (["eval", "OUT"], "run: holds no run ("),
         (["plot", "OUT"], "run: no progress.csv with rows below it"),
@@ -71,6 +109,44 @@ def test_mistakes(args, message, tmp_path):
     assert message in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("False", False),
+        ("false", False),
+        ("True", True),
+        ("None", None),
+        ("null", None),
+        ("3", 3),
+        ("-0.5", -0.5),
+        ("1_000", 1000),
+        ("[1, 2]", [1, 2]),
+        ("(1, 2)", (1, 2)),
+        ('{"a": true}', {"a": True}),
+        ("{'a': True}", {"a": True}),
+        ("'7'", "7"),
+        ("8x8", "8x8"),
+        ("a=b", "a=b"),
+        ("", ""),
+        ("import os", "import os"),
+    ],
+)
+def test_settings_are_spelled_as_in_python_or_json(text, value):
+    name, found = cli._setting(f"name={text}")
+    assert (name, found, type(found)) == ("name", value, type(value))
+
+
+def test_an_option_reaches_the_environment(tmp_path):
+    """And is the same again after config.json."""
+    args = ["train", "a2c", "--env", "worlds:Painted-v0", "--env-option", "loud=False", "--env-option", "size=(3, 4)"]
+    result = invoke([*args, "--steps", "80", "--hidden", "8", "--out", "OUT"], tmp_path)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["env_options"] == {"loud": False, "size": [3, 4]}
+    filmed = invoke(["eval", "OUT", "--episodes", "1", "--video", str(tmp_path / "v.gif")], tmp_path)
+    assert filmed.exit_code == 0, filmed.output
+    assert (tmp_path / "v.gif").read_bytes()[:3] == b"GIF"
 
 
 def test_no_mujoco(tmp_path, monkeypatch):
@@ -121,6 +197,81 @@ def test_the_terminal_shows_that_it_compiles(tmp_path):
     assert shown.index(b"compiling (once; up to a minute)") < shown.index(b"training")
     assert b"steps/s" in shown
     assert b"s left" in shown
+
+
+def test_where_there_is_no_terminal_lines_say_how_far_it_is(tmp_path, monkeypatch):
+    args = ["train", "a2c", "--env", "gym:CartPole-v1", "--sampler", "serial", "--steps", "64000", "--hidden", "8", "--out", "OUT"]
+    monkeypatch.setattr(cli, "SAY_EVERY", 0.3)
+    result = invoke(args, tmp_path)
+    sampler, first, second, *others, last, _ = result.output.splitlines()
+    assert sampler == "sampler: serial"
+    assert first == "a2c on gym:CartPole-v1: 1 lanes of 64,000 steps; compiling (once; up to a minute)"
+    assert second.startswith("compiled after ")
+    assert len(others) >= 1
+    for line in (*others, last):
+        assert re.fullmatch(r"[\d,]+/64,000 steps  [\d,]+ steps/s  return [\d.nan]+  \d+ s left", line), line
+    assert last.startswith("64,000/64,000 steps")
+
+
+def cold(tmp_path, *args):
+    """A training that must compile everything."""
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "purerl", "train", "ppo", "--env", "CartPole-v1", "--out", str(tmp_path / "run"), *args]
+    code = (
+        f"import signal, os, sys; signal.signal(signal.SIGINT, signal.default_int_handler); os.execv(sys.executable, {command!r})"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=env)
+    assert "compiling" in child.stderr.readline()
+    time.sleep(3.0)  # into the compilation
+    return child
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_compiling_ends_soon_and_says_so(tmp_path, number):
+    child = cold(tmp_path)
+    child.send_signal(number)
+    assert child.stderr.readline() == "\n"
+    assert child.stderr.readline() == "ending: saving the last good state; once more ends at once\n"
+    _, said = child.communicate(timeout=20)  # a compilation takes twice as long
+    assert said == f"Error: interrupted; go on with: purerl resume {tmp_path / 'run'}\n"
+    assert child.returncode == 1
+    assert [path.stem for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000000000000"]
+
+
+def test_the_second_ctrl_c_ends_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt), cli._ending_politely():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_the_resumption_of_a_finished_run_says_that_it_is(tmp_path):
+    args = ["train", "a2c", "--env", "CartPole-v1", "--steps", "3200", "--hidden", "8", "--out", "OUT"]
+    assert invoke(args, tmp_path).exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    result = invoke(["resume", "OUT"], tmp_path)
+    assert result.exit_code == 0
+    assert "is finished, all its 3,200 steps are taken" in " ".join(result.output.split())
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_what_nobody_expected_is_named_and_its_traceback_kept(tmp_path, monkeypatch):
+    def train(*args):
+        error = KeyError("boom")
+        error.add_note("the run up to there is saved")
+        raise error
+
+    monkeypatch.setattr(cli.training, "train", train)
+    result = invoke([*TRAIN, "--steps", "1024"], tmp_path)
+    assert result.exit_code == 1
+    out = tmp_path / "run"
+    assert f"Error: KeyError: 'boom'\nits traceback is in {out / 'error.log'}\nthe run up to there is saved" in result.output
+    assert result.output.rstrip().endswith(f"go on with: purerl resume {out}")
+    assert "KeyError: 'boom'" in (out / "error.log").read_text()
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):

@@ -1,10 +1,14 @@
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
+from worlds import Faulty, Painted
 
 from purerl import envs, make_ppo, random, tree
-from purerl.evaluate import evaluate, record_video
+from purerl.evaluate import _film, evaluate, record_video
+from purerl.samplers import EnvError
 
 
 class NoDisplay(CartPoleEnv):
@@ -51,3 +55,48 @@ def test_short_episodes_are_not_favoured():
     assert longer.lengths[0].sum() >= 2000
     assert 0.4 < (longer.lengths[0] == 20).mean() < 0.6
     np.testing.assert_array_equal(longer.returns[0], longer.lengths[0] ** 2)
+
+
+def test_the_task_that_was_trained_is_filmed_frame_by_frame():
+    """With its options, and although it draws into the same array again."""
+    env = envs.make("worlds:Painted-v0", size=(3, 4), loud=False)
+    algo = make_ppo(env.spec)
+    frames, total, fps = _film(algo, env, algo.init(random.key(0)), 0)
+    assert [int(frame[0, 0, 0]) for frame in frames] == [0, 40, 80, 120, 160, 200]
+    assert (total, fps) == (5.0, 10)
+
+
+def test_an_environment_from_a_function_is_filmed_if_it_draws():
+    make = partial(Painted, loud=False, render_mode="rgb_array")
+    env = envs.host(make)
+    algo = make_ppo(env.spec)
+    assert len(_film(algo, env, algo.init(random.key(0)), 0)[0]) == 6
+    silent = envs.host(partial(Painted, loud=False))
+    with pytest.raises(OSError, match=r"^video: partial cannot be drawn: it is not made with render_mode='rgb_array'$"):
+        _film(algo, silent, algo.init(random.key(0)), 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raise", r"^evaluation: step raised ZeroDivisionError: the world ended$"),
+        ("reward", r"^evaluation: reward of environment 1 of lane 0 is nan$"),
+        ("infinite reward", r"^evaluation: reward of environment 1 of lane 0 is -inf$"),
+        ("nan", r"^evaluation: observation of environment 1 of lane 0 is nan$"),
+        ("inf", r"^evaluation: observation of environment 1 of lane 0 is inf$"),
+        ("shape", r"^evaluation: step raised ValueError: "),
+        ("word", r"^evaluation: step raised ValueError: could not convert string to float"),
+    ],
+)
+def test_an_environment_that_does_wrong_in_an_evaluation_is_named(fault, message, tmp_path):
+    made = []
+
+    def make():
+        made.append(None)  # the first is only looked at
+        return Faulty(fault if len(made) == 3 else "none", at=2, longest=9, terminal=False)
+
+    env = envs.host(make)
+    algo = make_ppo(env.spec)
+    states = tree.map(lambda x: x[None], algo.init(random.key(0)))
+    with pytest.raises(EnvError, match=message):
+        evaluate(algo, env, states, 2, seed=3, steps=100)

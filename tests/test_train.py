@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_trees_equal
+from tensordict import TensorDict
 
-from purerl import envs, logs, make_a2c, random, samplers, vmap
+from purerl import checkpoint, envs, logs, make_a2c, random, samplers, tree, vmap
 from purerl import train as training
 from purerl.algos import A2CConfig
 from purerl.evaluate import evaluate
@@ -115,6 +117,266 @@ def test_evaluate_plays_whole_episodes():
         np.testing.assert_array_equal(returns, lengths)
         assert (lengths >= 8).all()
         np.testing.assert_array_equal(returns, np.stack(evaluate(algo, env, states, 3, seed=0).returns))
+
+
+@pytest.fixture
+def small_run(monkeypatch):
+    """Prepares a small run, which is not compiled: that is not what its test is about."""
+    monkeypatch.setattr(training, "compile", lambda f, threads=1: f)
+
+    def prepare(out, env="CartPole-v1", steps=640, overrides=None, **kwargs):
+        run = training.plan("a2c", env, 1, steps, {**SMALL, **(overrides or {})}, **kwargs)
+        training.prepare(out, run)
+        return run
+
+    return prepare
+
+
+def interrupt(run, out, steps, error=KeyboardInterrupt):
+    """Train up to about so many steps, and raise."""
+
+    def report(progress):
+        if progress.steps >= steps:
+            raise error
+
+    with pytest.raises(error):
+        training.train(run, out, report=report)
+
+
+def test_a_lane_that_has_stopped_stands_still(tmp_path, monkeypatch, small_run):
+    """Its loss is infinite for one batch only: it does not go on with the next one."""
+    entry = training.algos.ALGORITHMS["a2c"]
+
+    def make(spec, config):
+        algo = entry.make(spec, config)
+
+        def update(state, batch):
+            state, info = algo.update(state, batch)
+            hit = (batch.inputs.obs.amax() == 24.0) & (state.hyper["lr"] > 5e-3)  # the third batch
+            return state, info.set("loss", torch.where(hit, torch.inf, info["loss"]))
+
+        return algo._replace(update=update)
+
+    monkeypatch.setitem(training.algos.ALGORITHMS, "a2c", entry._replace(make=make))
+    run = small_run(tmp_path, "worlds:Fixed-v0", overrides={"lr": [1e-3, 1e-2]})
+    seen = []
+    failures = training.train(run, tmp_path, report=lambda progress: seen.append((progress.steps, progress.failed)))
+    assert failures == [training.Failure("lr=0.01/seed_000", 64)]
+    assert seen[-1][1] == tuple(failures)
+    lanes, _ = training.load_state(tmp_path, run, *training.build(run))
+    assert lanes.going.tolist() == [True, False]
+    assert lanes.learner.algo.steps.tolist() == [640, 64]
+    assert len(read_rows(tmp_path / "lr=0.01" / "seed_000" / "progress.csv")[1]) == 2
+    longer = training.dataclasses.replace(run, steps=960)  # nor does it after a break
+    assert training.train(longer, tmp_path, resume=True) == failures
+    assert training.load_state(tmp_path, run, *training.build(run))[0].learner.algo.steps.tolist() == [960, 64]
+
+
+@pytest.mark.parametrize("bad", ["params", "moments", None])
+def test_the_guard_looks_at_the_whole_state_of_the_algorithm(bad):
+    def state(**numbers):
+        algo = TensorDict({name: torch.tensor([1.0, numbers.get(name, 2.0)]) for name in ("params", "moments", "clip")})
+        algo["clip"][1] = torch.inf  # as it was from the start
+        return training.HostState(algo=algo, episodes=TensorDict(sums=torch.full((2,), torch.nan)), key=random.key(0))
+
+    example = state()
+    new = state(**{bad: float("inf")} if bad else {"params": 3.0})
+    guarded = training.guard(lambda state: (new, TensorDict(loss=torch.zeros(()))), example)
+    before = tree.pack(example)[0]
+    after, going, _ = guarded(before, torch.tensor(True))
+    assert going == (bad is None)
+    assert_trees_equal(after, before if bad else tree.pack(new)[0])
+    assert not guarded(before, torch.tensor(False))[1]
+
+
+def test_an_infinite_observation_leaves_the_normaliser_alone(tmp_path, small_run):
+    (tmp_path / "flag").write_text("")
+    options = {"flag": str(tmp_path / "flag"), "event": "inf"}
+    run = small_run(tmp_path / "run", "worlds:Fixed-v0", 6400, {"normalize_obs": True}, env_options=options)
+    with pytest.raises(samplers.EnvError, match=r"environment [0-3]: observation is inf after step 6 of 8 of the batch"):
+        training.train(run, tmp_path / "run")
+    lanes, meta = training.load_state(tmp_path / "run", run, *training.build(run))
+    assert meta["update"] * 32 == lanes.learner.algo.steps.item() > 0
+    assert torch.isfinite(lanes.learner.algo.obs_moments.variance).all()
+    training.train(run, tmp_path / "run", resume=True)
+
+
+def test_what_begins_anew_begins_at_zero_after_a_resume(tmp_path, small_run):
+    run = small_run(tmp_path, "worlds:Fixed-v0", 32 * 100)
+    interrupt(run, tmp_path, 32 * 20)
+    training.train(run, tmp_path, resume=True)
+    lengths = [float(row["LengthAverage"]) for row in read_rows(tmp_path / "seed_000" / "progress.csv")[1]]
+    assert set(lengths[60:]) == {200.0}
+
+
+def test_what_begins_anew_begins_at_zero_after_a_worker_was_replaced(tmp_path, small_run):
+    (tmp_path / "flag").write_text("")
+    collecting = training.Collecting(sampler="parallel", n_workers=2)
+    options = {"flag": str(tmp_path / "flag")}
+    run = small_run(tmp_path / "run", "worlds:Fixed-v0", 32 * 100, env_options=options, collecting=collecting)
+    with pytest.warns(UserWarning, match="it is replaced, a fragment is lost"):
+        training.train(run, tmp_path / "run")
+    table = read_rows(tmp_path / "run" / "seed_000" / "progress.csv")[1]
+    assert {float(row["LengthAverage"]) for row in table[60:]} == {200.0}
+    assert {float(row["ReturnAverage"]) for row in table[60:]} == {200.0}
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(("which", "error"), [(1, KeyboardInterrupt), (2, ZeroDivisionError), (4, KeyboardInterrupt)])
+def test_an_evaluation_that_was_interrupted_is_made_up(tmp_path, monkeypatch, background, which, error, small_run):
+    """The first, the second, or the last one of all, before a figure of it is written."""
+    evaluating = training.Evaluating(eval_every=200, eval_episodes=2, eval_background=background)
+    run = small_run(tmp_path / "whole", evaluating=evaluating)
+    training.train(run, tmp_path / "whole")
+    training.prepare(tmp_path / "cut", run)
+    collect, calls = training.Evaluator._collect, []
+
+    def collect_or_raise(self):
+        if self._pending is not None:
+            calls.append(self._pending[0])
+            if len(calls) == which:
+                raise error
+        collect(self)
+
+    monkeypatch.setattr(training.Evaluator, "_collect", collect_or_raise)
+    with pytest.raises(error) as raised:
+        training.train(run, tmp_path / "cut")
+    assert raised.value.__notes__ == ["the run up to there is saved"]
+    assert not training.finished(tmp_path / "cut", run)
+    training.train(run, tmp_path / "cut", resume=True)
+    assert training.finished(tmp_path / "cut", run)
+    assert read_evaluations(tmp_path / "cut" / "seed_000") == read_evaluations(tmp_path / "whole" / "seed_000")
+    assert [steps for steps, *_ in read_evaluations(tmp_path / "cut" / "seed_000")] == [224, 416, 608, 640]
+    assert not list((tmp_path / "cut" / "checkpoints").glob("evaluation_*"))
+
+
+def test_an_evaluation_that_was_not_even_begun_is_made_up(tmp_path, monkeypatch, small_run):
+    evaluating = training.Evaluating(eval_every=200, eval_episodes=2)
+    run = small_run(tmp_path, evaluating=evaluating)
+    look = training.Evaluator.look
+
+    def look_or_raise(self, algo, steps, last):
+        if steps == 224 and not failed:
+            failed.append(True)
+            raise KeyboardInterrupt
+        look(self, algo, steps, last)
+
+    failed = []
+    monkeypatch.setattr(training.Evaluator, "look", look_or_raise)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(run, tmp_path)
+    training.train(run, tmp_path, resume=True)
+    assert [steps for steps, *_ in read_evaluations(tmp_path / "seed_000")] == [224, 416, 608, 640]
+
+
+class Fails(Exception):
+    """Of a kind that nobody has heard of."""
+
+
+@pytest.mark.parametrize("error", [Fails, ValueError, MemoryError, SystemExit, StopIteration])
+def test_whatever_is_raised_the_last_good_state_is_saved(tmp_path, error, small_run):
+    run = small_run(tmp_path / "whole")
+    training.train(run, tmp_path / "whole")
+    training.prepare(tmp_path / "cut", run)
+    interrupt(run, tmp_path / "cut", 320, error)
+    lanes, meta = training.load_state(tmp_path / "cut", run, *training.build(run))
+    assert lanes.learner.algo.steps.item() == meta["update"] * 32 >= 320
+    training.train(run, tmp_path / "cut", resume=True)
+    assert_trees_equal(final_state(tmp_path / "cut")[0], final_state(tmp_path / "whole")[0])
+
+
+def test_an_environment_that_fails_in_an_evaluation(tmp_path, small_run):
+    (tmp_path / "flag").write_text("")
+    options = {"fault": "raise", "at": 3, "flag": str(tmp_path / "flag")}
+    evaluating = training.Evaluating(eval_every=320, eval_episodes=2)
+    run = small_run(tmp_path / "run", "worlds:Walk-v0", env_options={}, evaluating=evaluating)
+    broken = training.dataclasses.replace(run, env="worlds:Faulty-v0", env_options=options)
+    with pytest.raises(samplers.EnvError, match=r"^evaluation: step raised ZeroDivisionError: the world ended"):
+        training.evaluate_run(broken, final_state_of(run, tmp_path / "run").learner.algo)
+
+
+def final_state_of(run, out):
+    training.train(run, out)
+    return training.load_state(out, run, *training.build(run))[0]
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(tmp_path, monkeypatch, small_run):
+    run = small_run(tmp_path)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+
+        def report(progress):
+            patch.setattr(checkpoint, "save", full)
+            raise Fails
+
+        with pytest.raises(Fails) as raised:
+            training.train(run, tmp_path, report=report)
+    assert raised.value.__notes__ == [
+        "the run up to there could not be saved ([Errno 28] No space left on device); the checkpoint before is whole"
+    ]
+    training.train(run, tmp_path, resume=True)
+
+
+def test_checkpoints_that_are_gone_are_no_reason_to_begin_anew(tmp_path, small_run):
+    run = small_run(tmp_path)
+    training.train(run, tmp_path)
+    before = (tmp_path / "seed_000" / "progress.csv").read_text()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(checkpoint.CheckpointError, match=r"checkpoints: the checkpoints are gone; .*To begin anew, train into"):
+        training.train(run, tmp_path, resume=True)
+    assert (tmp_path / "seed_000" / "progress.csv").read_text() == before
+
+
+def test_two_cannot_train_the_same_run(tmp_path, small_run):
+    run = small_run(tmp_path)
+
+    def report(progress):
+        training.train(run, tmp_path, resume=True)
+
+    with pytest.raises(checkpoint.CheckpointError, match=r": another process is training this run$"):
+        training.train(run, tmp_path, report=report)
+    training.train(run, tmp_path, resume=True)
+
+
+def test_a_run_that_was_only_prepared_begins_when_resumed(tmp_path, small_run):
+    run = small_run(tmp_path)
+    training.train(run, tmp_path, resume=True)
+    assert training.finished(tmp_path, run)
+
+
+@pytest.mark.parametrize("values", [[0.9999995, 0.9999998], [1e-3, 0.0010001, 0.00100011], [0.1, 0.30000001]])
+def test_names_tell_values_apart(tmp_path, values, small_run):
+    run = small_run(tmp_path, overrides={"gae_lambda": values})
+    names = [training.lane_name(*lane) for lane in training.lanes(run)]
+    assert len(set(names)) == len(values)
+    assert [float(name.partition("/")[0].removeprefix("gae_lambda=")) for name in names] == values
+    assert len(list(tmp_path.rglob("params.json"))) == len(values)
+
+
+@pytest.mark.parametrize("values", [[1e-3, 0.001], [0.5, 0.25, 0.5], [0.1, 0.1 + 1e-12]])
+def test_equal_values_are_refused(values):
+    with pytest.raises(ValueError, match=r"^lr = \[.*\] holds a number twice"):
+        training.plan("a2c", "CartPole-v1", 1, 640, {**SMALL, "lr": values})
+
+
+@pytest.mark.parametrize(
+    ("infos", "message"),
+    [
+        (("Return",), r"^infos = 'Return' is reserved for the records' own figures \(Return, Length, "),
+        (("depth", "DiscountedReturn"), r"^infos = 'DiscountedReturn' is reserved"),
+        (("over",), r"^infos = 'over' is reserved"),
+        (("depth", "depth"), r"^infos = 'depth' is named twice$"),
+    ],
+)
+def test_infos_that_would_stand_for_something_else(infos, message):
+    with pytest.raises(ValueError, match=message):
+        training.Collecting(infos=infos)
+    algo = make_a2c(envs.make("gym:CartPole-v1").spec)
+    with pytest.raises(ValueError, match=message):
+        samplers.serial("gym:CartPole-v1", algo, 4, 5, random.key(0), infos=infos)
 
 
 def test_plan_gives_each_variant_its_lanes():

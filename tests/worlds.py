@@ -266,26 +266,54 @@ class Informed(Walk):
 
 
 class Fixed(gym.Env):
-    """Episodes of so many steps, each worth 1."""
+    """Episodes of so many steps, each worth 1, which count all of their steps; at one of them something may happen, once."""
 
-    observation_space, action_space = gym.spaces.Box(-1, 1, (2,), np.float32), gym.spaces.Discrete(2)
+    observation_space, action_space = gym.spaces.Box(0, np.inf, (2,), np.float32), gym.spaces.Discrete(2)
 
-    def __init__(self, length=200, flag=None):
-        self.length, self.flag = length, flag
+    def __init__(self, length=200, flag=None, event="die", at=150):
+        self.length, self.flag, self.event, self.at, self.steps = length, flag, event, at, 0
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
         self.n = 0
-        return np.zeros(2, np.float32), {}
+        return np.full(2, self.steps, np.float32), {}
+
+    def step(self, action):
+        self.n, self.steps = self.n + 1, self.steps + 1
+        obs = np.full(2, self.steps, np.float32)
+        if self.flag is not None and self.n == self.at and os.path.exists(self.flag):
+            os.remove(self.flag)
+            if self.event == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            obs[1] = np.inf
+        return obs, 1.0, self.n == self.length, False, {}
+
+
+class Painted(gym.Env):
+    """Draws itself into one array again and again, in a size that is an option, as its observation."""
+
+    action_space, metadata = gym.spaces.Discrete(2), {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, size=(2, 2), loud=True, render_mode=None):
+        assert loud is False
+        self.size, self.render_mode = tuple(size), render_mode
+        self.observation_space = gym.spaces.Box(0, 1, self.size)
+        self.canvas = np.zeros((32, 32, 3), np.uint8)
+
+    def reset(self, seed=None, options=None):
+        self.n = 0
+        return np.zeros(self.size, np.float32), {}
 
     def step(self, action):
         self.n += 1
-        if self.flag is not None and self.n == 150 and os.path.exists(self.flag):
-            os.remove(self.flag)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return np.zeros(2, np.float32), 1.0, self.n == self.length, False, {}
+        return np.zeros(self.size, np.float32), 1.0, self.n == 5, False, {}
+
+    def render(self):
+        self.canvas[:] = 40 * self.n
+        return self.canvas
 
 
+register("Painted-v0", Painted)
 register("Walk-v0", Walk, max_episode_steps=6)
 register("Fixed-v0", Fixed)
 register("Informed-v0", Informed)

@@ -1,6 +1,10 @@
+import subprocess
 import sys
+from functools import partial
 
+import gymnasium as gym
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from purerl import envs
 from purerl.base import Env
@@ -27,3 +31,80 @@ def test_missing_mujoco(monkeypatch):
     message = r"not installed \(.*\); install it with: pip install \"purerl\[mujoco\]\"$"
     with pytest.raises(ImportError, match=r"^environment: 'HalfCheetah-v5' needs a package that is " + message):
         envs.make("HalfCheetah-v5")
+
+
+class Choosy(gym.Env):
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+
+    def __init__(self, size):
+        raise OSError(f"no file for {size}")
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (
+            CartPoleEnv(),
+            r"^env: <CartPoleEnv.*> is an environment, but each of n_envs needs .*: give what makes them, lambda: CartPoleEnv",
+        ),
+        (gym.vector.SyncVectorEnv([CartPoleEnv]), r"^env: SyncVectorEnv.* is a VectorEnv, which samplers.native takes$"),
+        (envs.make("CartPole-v1"), r"^env: CartPole-v1 is pure: fuse it with an algorithm, or take gym:CartPole-v1$"),
+        (3, r"^env = 3 is not an id, a function that makes an environment, or a HostEnv$"),
+        (None, r"^env = None is not an id"),
+        (Choosy, r"^env: Choosy cannot make an environment: TypeError: .*'size'; functools.partial gives it arguments$"),
+        (partial(Choosy, 3), r"^env: partial cannot make an environment: OSError: no file for 3$"),
+        (dict, r"^env: dict made dict, not a gymnasium.Env$"),
+        ("a:b:c", r"^environment: 'a:b:c' cannot be made without options: ValueError: "),
+        ("gym:my env", r"^environment: 'my env' is no id such as CartPole-v1 or my_module:MyEnv-v0 \(Malformed"),
+        (
+            "ale_py:ALE/Pong-v5",
+            r"^environment: 'ale_py:ALE/Pong-v5' is a raw Atari game; use ALE/Pong-v5, the game with the standard",
+        ),
+        ("BreakoutDeterministic-v4", r"^environment: 'BreakoutDeterministic-v4' is a raw Atari game; use ALE/Breakout-v5"),
+        ("MsPacman-v4", r"^environment: 'MsPacman-v4' is not known; did you mean .*ALE/MsPacman-v5"),
+    ],
+    ids=lambda x: str(x)[:20],
+)
+def test_what_is_no_environment_is_refused(env, message):
+    with pytest.raises(ValueError, match=message):
+        envs.host(env)
+
+
+def test_options_that_are_not_taken_are_named():
+    with pytest.raises(
+        ValueError, match=r"^environment: 'CartPole-v1' cannot be made with the options \{'colour': 3\}: TypeError: .*colour"
+    ):
+        envs.make("CartPole-v1", colour=3)
+    with pytest.raises(ValueError, match=r"made CartPoleEnv of one environment, not a gymnasium VectorEnv$"):
+        envs.vector_host(lambda n: CartPoleEnv())
+
+
+MUJOCO = """
+import os, warnings
+from purerl import envs, make_a2c, random, samplers
+from purerl.algos import A2CConfig
+
+if __name__ == "__main__":
+    env = envs.make("HalfCheetah-v5")
+    algo = make_a2c(env.spec, A2CConfig(n_envs=2, n_steps=3, hidden=(8,)))
+    for kind in (samplers.serial, samplers.parallel):
+        with kind(env, algo, 2, 3, random.key(0)) as feed:
+            feed.publish(algo.init(random.key(1)))
+            next(feed)
+    import mujoco
+    broken = mujoco.MjModel.from_xml_string("<mujoco><worldbody><body><freejoint/><geom size='1'/></body></worldbody></mujoco>")
+    data = mujoco.MjData(broken)
+    data.qvel[:] = 1e30
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mujoco.mj_step(broken, data)
+    print([str(w.message).split(":")[0] for w in caught], os.listdir("."))
+"""
+
+
+def test_mujoco_writes_no_file_into_the_working_folder(tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (tmp_path / "script.py").write_text(MUJOCO)
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, cwd=folder)
+    assert done.stdout == "['MuJoCo'] []\n", done.stderr

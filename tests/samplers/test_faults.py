@@ -182,8 +182,8 @@ class Crowd(gym.vector.VectorEnv):
         ({"terminated": np.zeros(4)}, r"step returned the terminated with shape \(4,\) and dtype float64"),
         ({"obs": np.zeros((4, 3))}, r"environments 0 to 3: observations have shape \(4, 3\), but their space has \(4, 1\)"),
         (
-            {"obs": np.zeros((2, 1), complex)},
-            r"environments 0 to 1: observations have dtype complex128, but their space has float32",
+            {"obs": np.zeros((4, 1), complex)},
+            r"environments 0 to 3: observations have dtype complex128, but their space has float32",
         ),
     ],
 )

@@ -8,6 +8,8 @@ import argparse
 import gc
 import itertools
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ import gymnasium as gym
 import torch
 
 from purerl import PPOConfig, compile, envs, fuse, make_ppo, random, samplers, train, tree, vmap
+from purerl.logs import RATE, read_rows
 
 CORES = torch.get_num_threads()
 BATCH, MINIBATCHES = 4 * 128, 4 * 4
@@ -143,6 +146,22 @@ def half_cheetah(updates: int) -> tuple[float, float, float]:
     return run / updates, stepping, seconds(lambda: learn(state, batch), updates)
 
 
+def side_by_side(updates: int) -> tuple[float, float, list[float]]:
+    """Env steps a second of PPO on Pong: alone with all cores, alone with one thread, and of two at once with one thread each."""
+
+    def trainings(n: int, threads: int) -> list[float]:
+        with tempfile.TemporaryDirectory() as folder:
+            run = "train ppo --env ALE/Pong-v5 --precision bfloat16 --steps {} --threads {} --out {}/{}"
+            commands = [run.format(updates * 1024, threads, folder, i).split() for i in range(n)]
+            children = [subprocess.Popen([sys.executable, "-m", "purerl", *c], stderr=subprocess.DEVNULL) for c in commands]
+            for child in children:
+                child.wait()
+            tables = [read_rows(Path(folder) / str(i) / "seed_000" / "progress.csv")[1] for i in range(n)]
+            return [float(table[-1][RATE]) for table in tables]
+
+    return trainings(1, 0)[0], trainings(1, 1)[0], trainings(2, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--scale", type=float, default=1.0, help="length of the runs")
@@ -160,6 +179,12 @@ def main() -> None:
     share = (stepping + gradients) / whole
     parts = f"stepping {stepping * 1e3:.0f} + gradient steps {gradients * 1e3:.0f} + rest"
     print(f"update {whole * 1e3:.0f} ms = {parts}; {share:.0%} of the limit")
+    alone, thread, both = side_by_side(int(12 * scale) or 2)
+    print("\nPPO ALE/Pong-v5, convolutions in bfloat16: trainings side by side")
+    print(
+        f"alone {alone:,.0f} steps/s, with --threads 1 {thread:,.0f}; two at once, --threads 1 each, {both[0]:,.0f} and {both[1]:,.0f}"
+    )
+    print(f"two of the same length cost {2 * alone / sum(both):.2f} times one alone")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,5 @@
 """Deep reinforcement learning as pure functions in PyTorch."""
 
-import os
-
-# Read when torch loads OpenMP: threads that wait shall not spin, which takes the cores from other trainings.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 from purerl import distributions, envs, losses, nets, normalize, optim, random, tree
 from purerl.algos import A2CConfig, PPOConfig, make_a2c, make_ppo
 from purerl.base import Algorithm, Batch, Env, EnvSpec, Inputs, Policy

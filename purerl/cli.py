@@ -121,6 +121,7 @@ class _Algorithms(click.Group):
             click.Option(["--steps"], type=int, help="environment steps of each lane [the preset's]"),
             click.Option(["--out"], type=click.Path(path_type=Path), required=True, help="folder of the run"),
             click.Option(["--device"], default="cpu", show_default=True),
+            click.Option(["--threads"], type=int, default=0, help="CPU threads of the updates [as many as there are cores]"),
             click.Option(
                 ["--plot", "png"], type=click.Path(path_type=Path), help="draw the learning curve into this file at the end"
             ),
@@ -154,6 +155,7 @@ def _train(
     steps: int | None,
     out: Path,
     device: str,
+    threads: int,
     png: Path | None,
     **fields: Any,
 ) -> None:
@@ -166,9 +168,10 @@ def _train(
         if [other for other, _ in env_options].count(name) > 1:
             raise ValueError(f"--env-option {name} is given twice")
     collecting, evaluating, options = take(training.Collecting), take(training.Evaluating), dict(env_options)
+    options = training.as_json("env_options", options)
     if steps is None:
         steps = algos.find(algo).default_config(envs.make(env, **options).spec).total_steps
-    run = training.plan(algo, env, seeds, steps, given, device, options, collecting, evaluating)
+    run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating)
     training.prepare(out, run)
     _run(run, out, resume=False)
     if png is not None:

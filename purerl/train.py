@@ -1,11 +1,12 @@
 """The training loop: everything that holds files, clocks, threads and processes, and no mathematics."""
 
+import contextlib
 import dataclasses
 import gc
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +79,7 @@ class Run:
         steps: environment steps of each lane.
         config: the algorithm's config fields; a list where a field is swept.
         device: where the algorithm lives.
+        threads: CPU threads of the updates; 0 for as many as there are cores.
         env_options: for the environment's constructor.
         collecting, evaluating: as their flags.
     """
@@ -88,6 +90,7 @@ class Run:
     steps: int
     config: dict[str, Any]
     device: str = "cpu"
+    threads: int = 0
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     collecting: Collecting = Collecting()
     evaluating: Evaluating = Evaluating()
@@ -169,6 +172,7 @@ def plan(
     steps: int,
     overrides: dict[str, Any],
     device: str = "cpu",
+    threads: int = 0,
     env_options: dict[str, Any] | None = None,
     collecting: Collecting | None = None,
     evaluating: Evaluating | None = None,
@@ -187,7 +191,9 @@ def plan(
     entry = algos.find(algo)
     if seeds < 1:
         raise ValueError(f"seeds = {seeds} is not at least 1")
-    env_options = _as_json("env_options", env_options or {})
+    if threads < 0:
+        raise ValueError(f"threads = {threads} is not at least 0")
+    env_options = as_json("env_options", env_options or {})
     made = envs.make(env, **env_options)
     default = entry.default_config(made.spec)
     fields = {f.name for f in dataclasses.fields(default)}
@@ -202,7 +208,7 @@ def plan(
         if isinstance(value, list) and len({np.float32(x) for x in value}) < len(value):
             raise ValueError(f"{name} = {value} holds a number twice (as float32, in which it is computed)")
     config = {**dataclasses.asdict(default), "total_steps": steps, **overrides}
-    run = Run(algo, env, seeds, steps, config, device, env_options, evaluating=evaluating or Evaluating())
+    run = Run(algo, env, seeds, steps, config, device, threads, env_options, evaluating=evaluating or Evaluating())
     for variant in variants(run):
         batch = make_config(run, variant)
         entry.make(made.spec, batch)
@@ -214,7 +220,7 @@ def plan(
     return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, batch.n_envs))
 
 
-def _as_json(name: str, value: Any) -> Any:
+def as_json(name: str, value: Any) -> Any:
     """A value as `config.json` gives it back.
 
     Raises:
@@ -507,8 +513,19 @@ def train(
         CheckpointError: resuming, and none of the checkpoints is whole, or they are gone; or another process trains this run.
         Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
     """
-    with checkpoint.locked(out):
+    with checkpoint.locked(out), _threads(run.threads or torch.get_num_threads()):
         return _train(run, out, resume, report, checkpoint_every)
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Let torch compute with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None], checkpoint_every: float) -> list[Failure]:

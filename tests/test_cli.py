@@ -81,6 +81,7 @@ def invoke(args, tmp_path):
         ([*TRAIN, "--lr", "1e-3,0.001"], "lr = [0.001, 0.001] holds a number twice"),
         ([*TRAIN, "--gamma", "0.99,"], "'0.99,' is not a number, nor several separated by commas"),
         ([*TRAIN, "--lr", "nan"], "PPOConfig.lr = nan is not a number at least 0.0"),
+        ([*TRAIN, "--threads", "-1"], "threads = -1 is not at least 0"),
         ([*TRAIN, "--seeds", "two"], "Invalid value for '--seeds': 'two' is not a valid integer"),
         (
             ["train", "ppo", "--env", "my env", "--out", "OUT"],

@@ -210,9 +210,14 @@ def _known(id: str, kwargs: dict[str, Any]) -> gym.Env:
 def _refuse_raw_atari(id: str) -> None:
     """Raise a `ValueError` for an Atari game without its preprocessing."""
     game = re.fullmatch(r"(?:gym:)?(ale_py:)?(?:ALE/)?(\w+?)(NoFrameskip|Deterministic)?-v\d", id)
-    if game is not None and (game[1] or game[3]):
+    if game is not None and (game[1] or game[3] or _is_raw_atari(id.removeprefix("gym:"))):
         advice = f"use ALE/{game[2]}-v5, the game with the standard preprocessing, or a function that makes it as you want it"
         raise ValueError(f"environment: {id!r} is a raw Atari game; {advice}")
+
+
+def _is_raw_atari(id: str) -> bool:
+    """Whether a registered id is ALE's own environment, with frames as the screen shows them."""
+    return id in gym.registry and str(gym.registry[id].entry_point).startswith("ale_py")
 
 
 def _nearest(id: str) -> str:
@@ -220,7 +225,8 @@ def _nearest(id: str) -> str:
         import ale_py
 
         gym.register_envs(ale_py)
-    names = difflib.get_close_matches(id, sorted({*PURE, *gym.registry}), n=3, cutoff=0.5)
+    known = {name for name in {*PURE, *gym.registry} if name.startswith("ALE/") or not _is_raw_atari(name)}
+    names = difflib.get_close_matches(id, sorted(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 

@@ -176,8 +176,8 @@ class Crowd(gym.vector.VectorEnv):
         ({"reward": np.zeros((4, 2))}, r"environments 0 to 3: step returned the reward with shape \(4, 2\) and dtype float64"),
         ({"reward": np.zeros(3)}, r"environments 0 to 3: step returned the reward with shape \(3,\)"),
         (
-            {"reward": np.array(["a", "b"])},
-            r"step returned the reward with shape \(2,\) and dtype <U1, which is not one number each",
+            {"reward": np.array(["a"] * 4)},
+            r"step returned the reward with shape \(4,\) and dtype <U1, which is not one number each",
         ),
         ({"terminated": np.zeros(4)}, r"step returned the terminated with shape \(4,\) and dtype float64"),
         ({"obs": np.zeros((4, 3))}, r"environments 0 to 3: observations have shape \(4, 3\), but their space has \(4, 1\)"),

@@ -181,9 +181,7 @@ def main() -> None:
     print(f"update {whole * 1e3:.0f} ms = {parts}; {share:.0%} of the limit")
     alone, thread, both = side_by_side(int(12 * scale) or 2)
     print("\nPPO ALE/Pong-v5, convolutions in bfloat16: trainings side by side")
-    print(
-        f"alone {alone:,.0f} steps/s, with --threads 1 {thread:,.0f}; two at once, --threads 1 each, {both[0]:,.0f} and {both[1]:,.0f}"
-    )
+    print(f"alone {alone:,.0f} steps/s, with --threads 1 {thread:,.0f}; two at once like that {both[0]:,.0f} and {both[1]:,.0f}")
     print(f"two of the same length cost {2 * alone / sum(both):.2f} times one alone")
 
 

@@ -17,6 +17,7 @@ from purerl.envs import GAME_OVER, RAW_REWARD, HostEnv, route_mujoco_warnings
 from purerl.envs.generators import Streams
 from purerl.samplers.fragments import Rows
 
+FLAGS = (bool, np.bool_)
 LARGEST = float(np.finfo(np.float32).max)
 OLD_API = "; shimmy's wrappers take environments of the old Gym API"
 
@@ -166,7 +167,8 @@ class Envs:
                 reward = self._reward(t, j, reward)
             rewards.append(reward)
             if terminated is not False or truncated is not False:
-                terminated, truncated = self._flag(j, "terminated", terminated), self._flag(j, "truncated", truncated)
+                if not (isinstance(terminated, FLAGS) and isinstance(truncated, FLAGS)):
+                    terminated, truncated = self._flag(j, "terminated", terminated), self._flag(j, "truncated", truncated)
                 if terminated or truncated:
                     self._end(t, j, terminated, truncated, info)
         self._calls += len(self._envs)
@@ -191,7 +193,7 @@ class Envs:
         return x
 
     def _flag(self, j: int, what: str, x: Any) -> bool:
-        if isinstance(x, bool | np.bool_) or (np.ndim(x) == 0 and np.asarray(x).dtype.kind in "biu" and x in (0, 1)):
+        if isinstance(x, FLAGS) or (np.ndim(x) == 0 and np.asarray(x).dtype.kind in "biu" and x in (0, 1)):
             return bool(x)
         raise EnvError(f"{self._name(j)}: step returned {what} = {x!r}, which is not True or False")
 
@@ -207,7 +209,7 @@ class Envs:
         rows["first"][0][t + 1, s, b] = rows["opens"][0][t + 1, s, b] = True
         self._resets[j] = False
 
-    def _end(self, t: int, j: int, terminated: bool, truncated: bool, info: Any) -> None:
+    def _end(self, t: int, j: int, terminated: bool | np.bool_, truncated: bool | np.bool_, info: Any) -> None:
         """An episode's end."""
         rows, at = self._rows.numpy, (t, *self._places[j])
         rows["terminated"][0][at], rows["truncated"][0][at] = terminated, truncated

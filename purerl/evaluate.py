@@ -72,8 +72,12 @@ def _play(
     device = tree.leaves(state)[0].device
     for _ in range(MAX_STEPS):
         seen = tree.map(lambda x: x.reshape(shape + x.shape[1:]), to_tensors(obs))
-        for x in tree.leaves(seen):
-            _check_finite("observation", x)
+        for (path, part), x in zip(spaces.parts(spec.observation_space), tree.leaves(seen), strict=True):
+            _check(spaces.field("observation", path), x, torch.isfinite(x), "finite")
+            bounds = spaces.bounds(part)
+            if bounds is not None:
+                low, high = (torch.as_tensor(bound) for bound in bounds)
+                _check(spaces.field("observation", path), x, (x >= low) & (x <= high), f"in {part}")
         inputs = Inputs(obs=seen, prev_action=masked(first, action), prev_reward=reward, first=first)
         leaves, structure = tree.flatten(inputs)
         inputs = tree.unflatten(tree.batched(structure, 1), [x.to(device) for x in leaves])
@@ -82,7 +86,7 @@ def _play(
         sent = [x.flatten(0, 1).numpy() for x in tree.leaves(env_actions(spec.action_space, action))]
         obs, rewards, terminated, truncated, _ = _call("step", vec.step, compose(sent))
         rewards = np.reshape(rewards, shape)
-        _check_finite("reward", torch.from_numpy(rewards))
+        _check("reward", torch.from_numpy(rewards), torch.isfinite(torch.from_numpy(rewards)), "finite")
         counts = running & ~resets
         returns += counts * rewards
         lengths += counts
@@ -110,12 +114,11 @@ def _call(what: str, f: Callable, *args: Any, **kwargs: Any) -> Any:
         raise EnvError(f"evaluation: {what} raised {type(error).__name__}: {error}") from error
 
 
-def _check_finite(what: str, x: torch.Tensor) -> None:
-    """Raise an `EnvError` that names lane and environment of a number `[L, n, ...]` that is not finite."""
-    if x.is_floating_point() and not torch.isfinite(x).all():
-        lane, i, *_ = (~torch.isfinite(x)).nonzero()[0].tolist()
-        value = x[~torch.isfinite(x)][0].item()
-        raise EnvError(f"evaluation: {what} of environment {i} of lane {lane} is {value}")
+def _check(what: str, x: torch.Tensor, right: torch.Tensor, wanted: str) -> None:
+    """Raise an `EnvError` that names lane and environment of a number `[L, n, ...]` that is not as it should be."""
+    if not right.all():
+        lane, i, *_ = (~right).nonzero()[0].tolist()
+        raise EnvError(f"evaluation: {what} of environment {i} of lane {lane} is {x[~right][0].item()}, not {wanted}")
 
 
 def record_video(algo: Algorithm, env: Env | envs.HostEnv, state: Any, path: str, seed: int) -> float:

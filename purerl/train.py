@@ -244,7 +244,9 @@ def choose(collecting: Collecting, env: Env | envs.HostEnv, n_envs: int) -> Coll
                 f"sampler = {collecting.sampler!r} is for environments of the outside world, but {env.spec.id} is pure; "
                 f"gym:{env.spec.id} is Gymnasium's own"
             )
-        for name, value in collecting.changed(*(f.name for f in dataclasses.fields(collecting) if f.name != "sampler")).items():
+        ignored = collecting.changed(*(f.name for f in dataclasses.fields(collecting) if f.name != "sampler"))
+        if ignored:
+            name, value = next(iter(ignored.items()))
             raise ValueError(
                 f"{name} = {value!r} is for environments of the outside world, but {env.spec.id} is pure; "
                 f"gym:{env.spec.id} is Gymnasium's own"

@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
-from worlds import Faulty, Painted
+from worlds import Faulty, Outside, Painted
 
 from purerl import envs, make_ppo, random, tree
 from purerl.evaluate import _film, evaluate, record_video
@@ -80,10 +80,10 @@ def test_an_environment_from_a_function_is_filmed_if_it_draws():
     ("fault", "message"),
     [
         ("raise", r"^evaluation: step raised ZeroDivisionError: the world ended$"),
-        ("reward", r"^evaluation: reward of environment 1 of lane 0 is nan$"),
-        ("infinite reward", r"^evaluation: reward of environment 1 of lane 0 is -inf$"),
-        ("nan", r"^evaluation: observation of environment 1 of lane 0 is nan$"),
-        ("inf", r"^evaluation: observation of environment 1 of lane 0 is inf$"),
+        ("reward", r"^evaluation: reward of environment 1 of lane 0 is nan, not finite$"),
+        ("infinite reward", r"^evaluation: reward of environment 1 of lane 0 is -inf, not finite$"),
+        ("nan", r"^evaluation: observation of environment 1 of lane 0 is nan, not finite$"),
+        ("inf", r"^evaluation: observation of environment 1 of lane 0 is inf, not finite$"),
         ("shape", r"^evaluation: step raised ValueError: "),
         ("word", r"^evaluation: step raised ValueError: could not convert string to float"),
     ],
@@ -100,3 +100,11 @@ def test_an_environment_that_does_wrong_in_an_evaluation_is_named(fault, message
     states = tree.map(lambda x: x[None], algo.init(random.key(0)))
     with pytest.raises(EnvError, match=message):
         evaluate(algo, env, states, 2, seed=3, steps=100)
+
+
+def test_discrete_observations_outside_their_space_are_named_in_an_evaluation():
+    env = envs.host(partial(Outside, "nested"))
+    algo = make_ppo(env.spec)
+    states = tree.map(lambda x: x[None], algo.init(random.key(0)))
+    with pytest.raises(EnvError, match=r"^evaluation: observation\['n'\] of environment 0 of lane 0 is 4, not in Discrete"):
+        evaluate(algo, env, states, 2, seed=0)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import assert_trees_equal
 from tensordict import TensorDict
+from worlds import Faulty
 
 from purerl import checkpoint, envs, logs, make_a2c, random, samplers, tree, vmap
 from purerl import train as training
@@ -285,19 +287,21 @@ def test_whatever_is_raised_the_last_good_state_is_saved(tmp_path, error, small_
     assert_trees_equal(final_state(tmp_path / "cut")[0], final_state(tmp_path / "whole")[0])
 
 
-def test_an_environment_that_fails_in_an_evaluation(tmp_path, small_run):
-    (tmp_path / "flag").write_text("")
-    options = {"fault": "raise", "at": 3, "flag": str(tmp_path / "flag")}
+def test_an_environment_that_fails_in_an_evaluation(tmp_path, monkeypatch, small_run):
     evaluating = training.Evaluating(eval_every=320, eval_episodes=2)
-    run = small_run(tmp_path / "run", "worlds:Walk-v0", env_options={}, evaluating=evaluating)
-    broken = training.dataclasses.replace(run, env="worlds:Faulty-v0", env_options=options)
-    with pytest.raises(samplers.EnvError, match=r"^evaluation: step raised ZeroDivisionError: the world ended"):
-        training.evaluate_run(broken, final_state_of(run, tmp_path / "run").learner.algo)
+    run = small_run(tmp_path, "worlds:Walk-v0", evaluating=evaluating)
+    original = envs.to_vector
 
+    def to_vector(host, n):
+        monkeypatch.setattr(envs, "to_vector", original)
+        return original(envs.host(partial(Faulty, "raise", at=2, terminal=False)), n)
 
-def final_state_of(run, out):
-    training.train(run, out)
-    return training.load_state(out, run, *training.build(run))[0]
+    monkeypatch.setattr(envs, "to_vector", to_vector)
+    with pytest.raises(samplers.EnvError, match=r"^evaluation: step raised ZeroDivisionError: the world ended") as raised:
+        training.train(run, tmp_path)
+    assert raised.value.__notes__ == ["the run up to there is saved"]
+    training.train(run, tmp_path, resume=True)
+    assert [steps for steps, *_ in read_evaluations(tmp_path / "seed_000")] == [320, 640]
 
 
 def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(tmp_path, monkeypatch, small_run):

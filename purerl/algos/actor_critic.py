@@ -66,14 +66,15 @@ def make_policy(spec: EnvSpec, config: Any, net: nn.Module | None) -> Policy:
     """
     dist = distributions.for_space(spec.action_space)
     learning_net = net
-    if net is not None:
-        nets.actor_critic(net, nets.blank(net), zero_obs(spec.observation_space, 2), dist.n_params)  # what it returns is checked
-    else:
+    if net is None:
         settings = spec.observation_space, spec.action_space, config.hidden, config.activation, config.shared_torso
         with torch.device("meta"):
             net, learning_net = (nets.ActorCritic(*settings, PRECISIONS[name]) for name in ("float32", config.precision))
     if config.normalize_obs and not nets.is_vector(spec.observation_space):
         raise ValueError(f"normalize_obs = True needs a Box of floats as observation space, not {spec.observation_space}")
+    obs = zero_obs(spec.observation_space, 2)
+    with torch.no_grad():  # what it returns is checked before any work is done
+        nets.actor_critic(net, nets.blank(net), obs.float() if config.normalize_obs else obs, dist.n_params)
     see = (lambda state, obs: standardize(state.obs_moments, obs)) if config.normalize_obs else (lambda state, obs: obs)
     return Policy(net, learning_net or net, dist, see)
 

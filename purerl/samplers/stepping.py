@@ -285,7 +285,9 @@ class Vector:
         self._streams.begin(seeds[:1])
         try:
             obs, _ = self._call("reset", partial(self._vec.reset, seed=seeds))  # type: ignore[arg-type]
-        except gym.error.Error:
+        except EnvError as error:
+            if not isinstance(error.__cause__, gym.error.Error):
+                raise
             obs, _ = self._call("reset", partial(self._vec.reset, seed=seeds[0]))  # it takes one seed for all
         self._over[:] = False
         counts = np.array([random_steps(seed, self._options) for seed in seeds])
@@ -344,8 +346,6 @@ class Vector:
     def _call(self, what: str, f: Callable[[], Any]) -> Any:
         try:
             return self._streams.call(0, f)
-        except gym.error.Error:
-            raise
         except Exception as error:
             raise EnvError(f"{self._name()}: {what} raised {type(error).__name__}: {error}") from error
 
@@ -434,7 +434,10 @@ def number(x: Any) -> float:
     if getattr(x, "shape", None) == ():  # of numpy or torch, with no axes
         x = x.item()
     if isinstance(x, numbers.Real):
-        return float(x)
+        try:
+            return float(x)
+        except OverflowError:
+            return math.inf  # of an integer of hundreds of digits
     shape = getattr(x, "shape", ())
     raise TypeError(f": it has shape {tuple(shape)}, return float(reward)" if math.prod(shape) == 1 and shape else "")
 

@@ -1,6 +1,7 @@
 """Atari games through every arrangement."""
 
 from functools import partial
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -124,3 +125,8 @@ def test_ale_is_not_installed(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ale_py", None)
     with pytest.raises(ImportError, match=r'needs ale-py; install it with: pip install "purerl\[atari\]"'):
         envs.make("ALE/Pong-v5")
+
+
+def test_the_ale_that_is_asked_for_does_not_hang_at_a_partial_reset():
+    assert 'ale-py>=0.12.1; extra == "atari"' in metadata.requires("purerl")
+    assert collect(samplers.native, envs.make("ALE/Breakout-v5"), 1, n_steps=4, decorrelate=20)[0].valid.any()

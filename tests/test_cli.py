@@ -201,17 +201,17 @@ def test_the_terminal_shows_that_it_compiles(tmp_path):
 
 
 def test_where_there_is_no_terminal_lines_say_how_far_it_is(tmp_path, monkeypatch):
-    args = ["train", "a2c", "--env", "gym:CartPole-v1", "--sampler", "serial", "--steps", "64000", "--hidden", "8", "--out", "OUT"]
-    monkeypatch.setattr(cli, "SAY_EVERY", 0.3)
+    args = ["train", "a2c", "--env", "gym:CartPole-v1", "--sampler", "serial", "--steps", "16000", "--hidden", "8", "--out", "OUT"]
+    monkeypatch.setattr(cli, "SAY_EVERY", 0.1)
     result = invoke(args, tmp_path)
     sampler, first, second, *others, last, _ = result.output.splitlines()
     assert sampler == "sampler: serial"
-    assert first == "a2c on gym:CartPole-v1: 1 lanes of 64,000 steps; compiling (once; up to a minute)"
+    assert first == "a2c on gym:CartPole-v1: 1 lanes of 16,000 steps; compiling (once; up to a minute)"
     assert second.startswith("compiled after ")
     assert len(others) >= 1
     for line in (*others, last):
-        assert re.fullmatch(r"[\d,]+/64,000 steps  [\d,]+ steps/s  return [\d.nan]+  \d+ s left", line), line
-    assert last.startswith("64,000/64,000 steps")
+        assert re.fullmatch(r"[\d,]+/16,000 steps  [\d,]+ steps/s  return [\d.nan]+  \d+ s left", line), line
+    assert last.startswith("16,000/16,000 steps")
 
 
 def cold(tmp_path, *args):

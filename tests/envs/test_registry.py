@@ -86,11 +86,10 @@ from purerl.algos import A2CConfig
 
 if __name__ == "__main__":
     env = envs.make("HalfCheetah-v5")
-    algo = make_a2c(env.spec, A2CConfig(n_envs=2, n_steps=3, hidden=(8,)))
-    for kind in (samplers.serial, samplers.parallel):
-        with kind(env, algo, 2, 3, random.key(0)) as feed:
-            feed.publish(algo.init(random.key(1)))
-            next(feed)
+    algo = make_a2c(env.spec, A2CConfig(n_envs=1, n_steps=3, hidden=(8,)))
+    with samplers.parallel(env, algo, 1, 3, random.key(0)) as feed:
+        feed.publish(algo.init(random.key(1)))
+        next(feed)
     import mujoco
     broken = mujoco.MjModel.from_xml_string("<mujoco><worldbody><body><freejoint/><geom size='1'/></body></worldbody></mujoco>")
     data = mujoco.MjData(broken)

@@ -71,6 +71,12 @@ class EnvSpec(NamedTuple):
     max_episode_steps: int | None = None
 
 
+def check_spec(spec: Any) -> None:
+    """Raise a `ValueError` if this is no `EnvSpec`."""
+    if not isinstance(spec, EnvSpec):
+        raise ValueError(f"spec: {type(spec).__name__} is not an environment's spec; envs.make(id).spec is one")
+
+
 class Env(NamedTuple):
     """A pure environment: functions of one environment, without batch axes.
 

@@ -47,13 +47,18 @@ def locked(folder: Path) -> Iterator[None]:
         CheckpointError: another one holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    with open(folder / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CheckpointError(f"{folder}: another process is training this run") from None
+            file.seek(0)
+            whose = f"process {file.read()}, or one that its environments have started,"
+            raise CheckpointError(f"{folder}: another process is training this run: {whose} holds {file.name}") from None
         except OSError:  # a file system without locks
             pass
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
 
 
@@ -87,14 +92,11 @@ def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
     write_atomically(path, safetensors.torch.save(tensors, header))
 
 
-def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
-    """Read a checkpoint into the structure, shapes and dtypes of `template`.
-
-    Returns:
-        The state, on the template's devices, and the meta.
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a whole checkpoint by name, and its meta.
 
     Raises:
-        CheckpointError: truncated, altered, foreign, of another version, or of another structure.
+        CheckpointError: truncated, altered, foreign, or of another version.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -108,6 +110,19 @@ def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
         raise CheckpointError(f"{path}: version {header['version']}; this purerl reads version {VERSION}")
     if header["sha256"] != _digest(tensors, header["meta"]):
         raise CheckpointError(f"{path}: the checksum does not match, the file was altered")
+    return tensors, json.loads(header["meta"])
+
+
+def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
+    """Read a checkpoint into the structure, shapes and dtypes of `template`.
+
+    Returns:
+        The state, on the template's devices, and the meta.
+
+    Raises:
+        CheckpointError: truncated, altered, foreign, of another version, or of another structure.
+    """
+    tensors, meta = _read(path)
     wanted = _named_leaves(template)
     for name, x in wanted.items():
         if name not in tensors:
@@ -116,7 +131,7 @@ def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
             found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
             raise CheckpointError(f"{path}: {name} is {found}, but {x.dtype} {list(x.shape)} was expected")
     spec = pytree.tree_structure(template)
-    return pytree.tree_unflatten([tensors[name].to(x.device) for name, x in wanted.items()], spec), json.loads(header["meta"])
+    return pytree.tree_unflatten([tensors[name].to(x.device) for name, x in wanted.items()], spec), meta
 
 
 def save_step(folder: Path, steps: int, state: Any, meta: dict[str, Any]) -> None:
@@ -142,10 +157,10 @@ def load_newest(folder: Path, template: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def newest_meta(folder: Path) -> dict[str, Any]:
-    """The meta of the newest checkpoint that has one; empty if there is none."""
+    """The meta of the newest whole checkpoint; empty if there is none."""
     for path in _by_age(folder):
-        with contextlib.suppress(safetensors.SafetensorError, OSError), safetensors.safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get("meta", "{}"))
+        with contextlib.suppress(CheckpointError):
+            return _read(path)[1]
     return {}
 
 

@@ -209,8 +209,9 @@ def _run(run: training.Run, out: Path, resume: bool) -> None:
         told = isinstance(error, _USER_ERRORS)
         message = str(error) if told else f"{type(error).__name__}: {error}"
         if not told:
-            (out / "error.log").write_text(traceback.format_exc())
-            message += f"\nits traceback is in {out / 'error.log'}"
+            with contextlib.suppress(OSError):
+                (out / "error.log").write_text(traceback.format_exc())
+                message += f"\nits traceback is in {out / 'error.log'}"
         notes = getattr(error, "__notes__", [])
         _end("\n".join([message, *(f"{note}; go on with: purerl resume {out}" for note in notes)]))
     say(failures)
@@ -229,7 +230,7 @@ def _bar(run: training.Run) -> Iterator[Callable[[training.Progress], None]]:
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps  {task.fields[figures]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(COMPILING, total=run.steps, figures=f"{len(training.lanes(run))} lanes")
+        task = bar.add_task(COMPILING, total=run.steps, figures=_lanes(run))
 
         def report(p: training.Progress) -> None:
             bar.update(task, description="training", completed=p.steps, total=p.total, figures=_figures(p))
@@ -241,7 +242,7 @@ def _bar(run: training.Run) -> Iterator[Callable[[training.Progress], None]]:
 def _lines(run: training.Run) -> Iterator[Callable[[training.Progress], None]]:
     """Lines for a log file: at the start, when everything is compiled, every so often, and at the end."""
     start, last = time.monotonic(), None
-    click.echo(f"{run.algo} on {run.env}: {len(training.lanes(run))} lanes of {run.steps:,} steps; {COMPILING}", err=True)
+    click.echo(f"{run.algo} on {run.env}: {_lanes(run)} of {run.steps:,} steps; {COMPILING}", err=True)
 
     def report(p: training.Progress) -> None:
         nonlocal last
@@ -254,6 +255,11 @@ def _lines(run: training.Run) -> Iterator[Callable[[training.Progress], None]]:
             click.echo(f"{p.steps:,}/{p.total:,} steps  {_figures(p)}", err=True)
 
     yield report
+
+
+def _lanes(run: training.Run) -> str:
+    n = len(training.lanes(run))
+    return f"{n} lane{'s' * (n > 1)}"
 
 
 def _figures(p: training.Progress) -> str:

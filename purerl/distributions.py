@@ -211,4 +211,5 @@ def for_space(space: gym.Space) -> Distribution:
         case gym.spaces.Dict() | gym.spaces.Tuple():
             return joint({name: for_space(part) for name, part in children(space)})
         case _:
-            raise ValueError(f"action space: {space} is not Discrete, MultiDiscrete, MultiBinary or a Box of floats")
+            axes = " with one axis" if isinstance(space, gym.spaces.MultiDiscrete | gym.spaces.MultiBinary) else ""
+            raise ValueError(f"action space: {space} is not Discrete, MultiDiscrete, MultiBinary{axes} or a Box of floats")

@@ -86,7 +86,8 @@ def _play(
         sent = [x.flatten(0, 1).numpy() for x in tree.leaves(env_actions(spec.action_space, action))]
         obs, rewards, terminated, truncated, _ = _call("step", vec.step, compose(sent))
         rewards = np.reshape(rewards, shape)
-        _check("reward", torch.from_numpy(rewards), torch.isfinite(torch.from_numpy(rewards)), "finite")
+        reward = torch.as_tensor(rewards, dtype=torch.float32)
+        _check("reward", reward, torch.isfinite(reward), "finite")
         counts = running & ~resets
         returns += counts * rewards
         lengths += counts
@@ -98,7 +99,6 @@ def _play(
         returns[done], lengths[done] = 0.0, 0.0
         running &= ~done | (taken < steps / episodes)
         first, resets = torch.from_numpy(resets), done
-        reward = torch.as_tensor(rewards, dtype=torch.float32)
         if not running.any():
             break
     for lane, column in np.argwhere(running & (lengths > 0)):

@@ -27,8 +27,11 @@ class CsvLog:
     def __init__(self, folder: Path, keep_steps: int = 0, name: str = PROGRESS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name
-        header, rows = read_rows(path) if path.exists() else ([], [])
-        rows = [row for row in rows if int(row[STEPS]) <= keep_steps]
+        try:
+            header, rows = read_rows(path) if path.exists() else ([], [])
+            rows = [row for row in rows if int(row[STEPS]) <= keep_steps]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}: damaged ({error}); mend it or delete it, the run itself is in its checkpoints") from None
         text = io.StringIO()
         if rows:
             writer = csv.DictWriter(text, header, lineterminator="\n")

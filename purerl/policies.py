@@ -6,7 +6,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from purerl import distributions, nets
-from purerl.base import EnvSpec, Inputs, Policy
+from purerl.base import EnvSpec, Inputs, Policy, check_spec
 from purerl.spaces import blank_inputs
 
 
@@ -24,6 +24,7 @@ def make_policy(spec: EnvSpec, net: nn.Module) -> Policy:
     Raises:
         ValueError: an action space that no distribution is known for, or parameters of another width.
     """
+    check_spec(spec)
     dist = distributions.for_space(spec.action_space)
 
     def dist_params(params: TensorDict, inputs: Inputs) -> Tensor:

@@ -45,6 +45,9 @@ def parts(space: gym.Space) -> list[tuple[tuple[str | int, ...], gym.Space]]:
     """The leaves of a space, each with the keys that lead to it, in the order of its TensorDict's leaves."""
     match space:
         case gym.spaces.Dict():
+            for key in space.spaces:
+                if not isinstance(key, str):
+                    raise ValueError(f"space: the key {key!r} of {space} is not a string")
             inner: list[tuple[str | int, gym.Space]] = list(space.spaces.items())
         case gym.spaces.Tuple():
             inner = list(enumerate(space.spaces))

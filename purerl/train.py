@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -189,10 +190,11 @@ def plan(
         ValueError, ImportError: naming the field, its value and what is allowed.
     """
     entry = algos.find(algo)
-    if seeds < 1:
-        raise ValueError(f"seeds = {seeds} is not at least 1")
-    if threads < 0:
-        raise ValueError(f"threads = {threads} is not at least 0")
+    for name, n, low in (("seeds", seeds, 1), ("steps", steps, 1), ("threads", threads, 0)):
+        if not isinstance(n, int):
+            raise ValueError(f"{name} = {n!r} is not an integer")
+        if n < low:
+            raise ValueError(f"{name} = {n} is not at least {low}")
     env_options = as_json("env_options", env_options or {})
     made = envs.make(env, **env_options)
     default = entry.default_config(made.spec)
@@ -201,12 +203,9 @@ def plan(
         if name not in fields:
             raise ValueError(f"{algo} has no config field {name!r}; it has {', '.join(sorted(fields))}")
     for name, value in overrides.items():
-        if isinstance(value, list) and name not in cfg.sweepable(dataclasses.replace(default, **{name: value[0]})):
-            raise ValueError(
-                f"{name} = {value} cannot be swept: it shapes the program; only {', '.join(cfg.sweepable(default))} can"
-            )
-        if isinstance(value, list) and len({np.float32(x) for x in value}) < len(value):
-            raise ValueError(f"{name} = {value} holds a number twice (as float32, in which it is computed)")
+        if isinstance(value, list):
+            check_sweep(default, name, value)
+    overrides = {name: as_json(name, value) for name, value in overrides.items()}
     config = {**dataclasses.asdict(default), "total_steps": steps, **overrides}
     run = Run(algo, env, seeds, steps, config, device, threads, env_options, evaluating=evaluating or Evaluating())
     for variant in variants(run):
@@ -218,6 +217,17 @@ def plan(
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device = {device!r} is not available; this machine has only 'cpu'")
     return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, batch.n_envs))
+
+
+def check_sweep(config: Any, name: str, values: list) -> None:
+    """Raise a `ValueError` if these values of a config's field cannot be swept."""
+    if not values:
+        raise ValueError(f"{name} = [] names no value to sweep")
+    tried = [dataclasses.replace(config, **{name: value}) for value in values]
+    if name not in cfg.sweepable(tried[0]):
+        raise ValueError(f"{name} = {values} cannot be swept: it shapes the program; only {', '.join(cfg.sweepable(config))} can")
+    if len({np.float32(value) for value in values}) < len(values):
+        raise ValueError(f"{name} = {values} holds a number twice (as float32, in which it is computed)")
 
 
 def as_json(name: str, value: Any) -> Any:
@@ -564,8 +574,8 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
     try:
         if found is None:
             save()
-        evaluator.make_up(done.lanes.learner.algo)
-        evaluator.look(done.lanes.learner.algo, done.update * batch, last=done.update >= n_updates)
+        evaluator.make_up(done.lanes)
+        evaluator.look(done.lanes, done.update * batch, last=done.update >= n_updates)
         while done.update < n_updates:
             # Up to the next row, but no longer than between two reports; the first update alone, because it compiles.
             to_row = min(row_every - done.update % row_every, n_updates - done.update, evaluator.due(done.update * batch, batch))
@@ -584,7 +594,7 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
             note_failures(failed, sinks.names, state)
             if done.update % row_every == 0 or done.update == n_updates:
                 sinks.write(state.learner, info, done.update * batch, now - start_at, rate / n_lanes, failed, program.lost())
-            evaluator.look(state.learner.algo, done.update * batch, last=done.update == n_updates)
+            evaluator.look(state, done.update * batch, last=done.update == n_updates)
             if now - last_report > REPORT_EVERY or done.update in (first, n_updates):
                 tell()
                 last_report = now
@@ -669,7 +679,7 @@ class Evaluator:
         self._run, self._every, self._background = run, run.evaluating.eval_every, run.evaluating.eval_background
         self._folder, self.evaluated = out / "checkpoints", evaluated
         self._pool: ProcessPoolExecutor | None = None
-        self._pending: tuple[int, Future[Evaluation]] | None = None
+        self._pending: tuple[int, list[bool], Future[Evaluation]] | None = None
         self._sinks: list[tuple[logs.CsvLog, logs.TensorBoardLog]] = []
         self._owed = []
         for path in sorted(self._folder.glob("evaluation_*.safetensors")):
@@ -684,11 +694,16 @@ class Evaluator:
             tensorboard = logs.TensorBoardLog(out / "tb" / "evaluation" / name, keep_steps + 1)
             self._sinks.append((logs.CsvLog(out / name, keep_steps, "evaluation.csv"), tensorboard))
 
-    def make_up(self, algo: Any) -> None:
-        """Evaluate what an earlier part of the run has left; `algo` is an example of a state."""
+    def make_up(self, lanes: Lanes) -> None:
+        """Evaluate what an earlier part of the run has left."""
         for steps in self._owed:
-            owed, _ = checkpoint.load(self._path(steps), algo)
-            self._pending = steps, self._evaluate(owed)
+            try:
+                owed, _ = checkpoint.load(self._path(steps), lanes.learner.algo)
+            except checkpoint.CheckpointError as error:
+                warnings.warn(f"{error}; the evaluation after {steps} steps is left out", stacklevel=3)
+                self._path(steps).unlink()
+                continue
+            self._pending = steps, lanes.going.tolist(), self._evaluate(owed)
             self._collect()
 
     def _path(self, steps: int) -> Path:
@@ -701,16 +716,16 @@ class Evaluator:
         """Updates until the next evaluation."""
         return max(1, -(-(self._next() - steps) // batch)) if self._every else 1 << 62
 
-    def look(self, algo: Any, steps: int, last: bool) -> None:
-        """Evaluate this state if it is time to, and write down what has been found."""
+    def look(self, lanes: Lanes, steps: int, last: bool) -> None:
+        """Evaluate this state if it is time to, and write down what has been found of the lanes that have not stopped."""
         if not self._every:
             return
         if steps >= self._next() or (last and steps > self.evaluated):
             self._collect()  # one at a time: training waits for an evaluation that is slower than itself
-            checkpoint.save(self._path(steps), algo, {})
+            checkpoint.save(self._path(steps), lanes.learner.algo, {})
             self.evaluated = steps
-            self._pending = steps, self._evaluate(algo)
-        if self._pending and (last or not self._background or self._pending[1].done()):
+            self._pending = steps, lanes.going.tolist(), self._evaluate(lanes.learner.algo)
+        if self._pending and (last or not self._background or self._pending[-1].done()):
             self._collect()
 
     def _evaluate(self, algo: Any) -> "Future[Evaluation]":
@@ -727,8 +742,10 @@ class Evaluator:
     def _collect(self) -> None:
         if self._pending is None:
             return
-        (steps, found), self._pending = self._pending, None
-        for (lane, tensorboard), returns, lengths in zip(self._sinks, *found.result(), strict=True):
+        (steps, goings, found), self._pending = self._pending, None
+        for (lane, tensorboard), going, returns, lengths in zip(self._sinks, goings, *found.result(), strict=True):
+            if not going:
+                continue
             row: dict[str, Any] = {
                 logs.STEPS: steps,
                 "Evaluation/ReturnAverage": returns.mean(),

@@ -206,7 +206,7 @@ def test_where_there_is_no_terminal_lines_say_how_far_it_is(tmp_path, monkeypatc
     result = invoke(args, tmp_path)
     sampler, first, second, *others, last, _ = result.output.splitlines()
     assert sampler == "sampler: serial"
-    assert first == "a2c on gym:CartPole-v1: 1 lanes of 16,000 steps; compiling (once; up to a minute)"
+    assert first == "a2c on gym:CartPole-v1: 1 lane of 16,000 steps; compiling (once; up to a minute)"
     assert second.startswith("compiled after ")
     assert len(others) >= 1
     for line in (*others, last):

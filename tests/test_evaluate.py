@@ -108,3 +108,18 @@ def test_discrete_observations_outside_their_space_are_named_in_an_evaluation():
     states = tree.map(lambda x: x[None], algo.init(random.key(0)))
     with pytest.raises(EnvError, match=r"^evaluation: observation\['n'\] of environment 0 of lane 0 is 4, not in Discrete"):
         evaluate(algo, env, states, 2, seed=0)
+
+
+@pytest.mark.parametrize("info", [None, {"x": None}, {"path": np.zeros(3)}, {"d": {1: "a"}}])
+def test_infos_are_of_no_consequence_in_an_evaluation(info):
+    class Told(Clock):
+        def reset(self, seed=None, options=None):
+            return super().reset(seed=seed)[0], info
+
+        def step(self, action):
+            return *super().step(action)[:4], info if self.n % 2 else {"path": np.zeros(self.n)}
+
+    env = envs.host(Told)
+    algo = make_ppo(env.spec)
+    states = tree.map(lambda x: x[None], algo.init(random.key(0)))
+    assert len(evaluate(algo, env, states, 3, seed=0).returns[0]) == 3

@@ -470,3 +470,60 @@ def test_the_sampler_suits_the_environment():
     assert chosen("HalfCheetah-v5", n_envs=1) == "serial"
     assert samplers.suggest(envs.host("gym:CartPole-v1"), 2) in ("serial", "parallel")
     assert samplers.suggest(envs.host("gym:CartPole-v1"), 4, n_workers=2) == "parallel"
+
+
+def test_a_damaged_evaluation_is_left_out_and_the_run_goes_on(tmp_path, monkeypatch, small_run):
+    evaluating = training.Evaluating(eval_every=200, eval_episodes=2)
+    run = small_run(tmp_path, evaluating=evaluating)
+    monkeypatch.setattr(training, "evaluate_run", lambda run, algo: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        training.train(run, tmp_path)
+    monkeypatch.undo()
+    (owed,) = (tmp_path / "checkpoints").glob("evaluation_*")
+    owed.write_bytes(owed.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"truncated.*; the evaluation after 224 steps is left out"):
+        training.train(run, tmp_path, resume=True)
+    assert [steps for steps, *_ in read_evaluations(tmp_path / "seed_000")] == [416, 608, 640]
+
+
+def test_a_damaged_last_checkpoint_is_no_end(tmp_path, small_run):
+    run = small_run(tmp_path)
+    training.train(run, tmp_path)
+    last = max((tmp_path / "checkpoints").iterdir())
+    data = bytearray(last.read_bytes())
+    data[-5] ^= 1
+    last.write_bytes(bytes(data))
+    assert not training.finished(tmp_path, run)
+    with pytest.warns(UserWarning, match="trying the one before"):
+        training.train(run, tmp_path, resume=True)
+    assert training.finished(tmp_path, run)
+
+
+@pytest.mark.parametrize("text", ["Diagnostics/CumSteps,x\n1x0,3\n", "a,b\n1,2\n", "\udcff\n"])
+def test_damaged_figures_are_named(tmp_path, small_run, text):
+    run = small_run(tmp_path)
+    training.train(run, tmp_path)
+    path = tmp_path / "seed_000" / "progress.csv"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(
+        ValueError, match=r"progress.csv: damaged \(.*\); mend it or delete it, the run itself is in its checkpoints"
+    ):
+        training.train(run, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": 1.5}, r"^seeds = 1.5 is not an integer$"),
+        ({"steps": "640"}, r"^steps = '640' is not an integer$"),
+        ({"threads": "2"}, r"^threads = '2' is not an integer$"),
+        ({"overrides": {"lr": []}}, r"^lr = \[\] names no value to sweep$"),
+        ({"overrides": {"lr": [1e-3, "x"]}}, r"^A2CConfig.lr = 'x' is not a number at least 0.0$"),
+        ({"overrides": {"lr": np.float32(1e-3)}}, r"^lr = np.float32\(0.001\) cannot be kept in config.json"),
+        ({"env": "gym:CartPole-v1", "env_options": {"x": {1}}}, r"^env_options = \{'x': \{1\}\} cannot be kept in config.json"),
+    ],
+)
+def test_what_a_run_cannot_be_is_said_before_any_work(options, message):
+    asked = {"algo": "a2c", "env": "CartPole-v1", "seeds": 1, "steps": 640, "overrides": {}, **options}
+    with pytest.raises(ValueError, match=message):
+        training.plan(**asked)

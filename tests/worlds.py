@@ -253,6 +253,33 @@ class Outside(gym.Env):
         return self._obs(), 0.0, False, False, {}
 
 
+class Bytes(gym.Env):
+    """Shows more than its bytes can hold."""
+
+    observation_space, action_space = gym.spaces.Box(-128, 127, (2,), np.int8), gym.spaces.Discrete(2)
+
+    def __init__(self, wrong=True):
+        self.wrong = wrong
+
+    def reset(self, seed=None, options=None):
+        self.n = 0
+        return np.zeros(2, np.int64), {}
+
+    def step(self, action):
+        self.n += 1
+        return np.array([100 * self.n * self.wrong, 0]), 0.0, False, False, {}
+
+
+class Unmade(Walk):
+    """Can be made once only: for a look at its spaces."""
+
+    def __init__(self, flag):
+        if not os.path.exists(flag):
+            raise LookupError("no file")
+        os.remove(flag)
+        super().__init__()
+
+
 class Informed(Walk):
     """Its infos at an episode's end are what they should not be."""
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from purerl import config as cfg
 from purerl import nets, optim, tree
 from purerl.algos import actor_critic as ac
-from purerl.base import Algorithm, Batch, EnvSpec
+from purerl.base import Algorithm, Batch, EnvSpec, check_spec
 from purerl.losses import masked_mean, policy_gradient_loss, value_loss
 
 _DIRECTIONS = {
@@ -67,6 +67,7 @@ def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | No
     Raises:
         ValueError: an observation or action space that A2C cannot take, or a network that returns something else.
     """
+    check_spec(spec)
     config = config or default_config(spec)
     policy = ac.make_policy(spec, config, net)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from purerl import config as cfg
 from purerl import nets, optim, random, tree
 from purerl.algos import actor_critic as ac
-from purerl.base import Algorithm, Batch, EnvSpec
+from purerl.base import Algorithm, Batch, EnvSpec, check_spec
 from purerl.losses import approximate_kl, clipped_surrogate_loss, clipped_value_loss, masked_mean, value_loss
 from purerl.transforms import scan, vmap
 
@@ -85,6 +85,7 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | No
     Raises:
         ValueError: an observation or action space that PPO cannot take, or a network that returns something else.
     """
+    check_spec(spec)
     config = config or default_config(spec)
     policy = ac.make_policy(spec, config, net)
 

@@ -65,11 +65,16 @@ class Streams:
     """
 
     def __init__(self, seeds: Sequence[int], watched: int = 100) -> None:
-        self._seeds, self._watched = seeds, watched
-        self.begin(seeds)
+        self._watched = watched
+        self._begin(seeds)
 
-    def begin(self, seeds: Sequence[int]) -> None:
-        """Begin all streams anew, and watch again."""
+    def reseed(self, seeds: Sequence[int]) -> None:
+        """Begin the streams of other seeds, and watch again; those of the same seeds go on."""
+        if list(seeds) != self._seeds:
+            self._begin(seeds)
+
+    def _begin(self, seeds: Sequence[int]) -> None:
+        self._seeds = list(seeds)
         self._streams = [seeded(seed) for seed in seeds]
         self._left, self._used = self._watched, False
         self.free = False

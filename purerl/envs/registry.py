@@ -82,7 +82,8 @@ def host(env: "str | HostEnv | Callable[[], gym.Env]", **kwargs: Any) -> HostEnv
     found = _known(id, kwargs)
     spec, limit = found.spec, found.spec.max_episode_steps if found.spec else None
     described = EnvSpec(id, found.observation_space, found.action_space, limit)
-    found.close()
+    with contextlib.suppress(Exception):
+        found.close()
     assert spec is not None
     # Made of its spec: another process need not have registered it. Samplers check more than Gymnasium's checker, and faster.
     make = partial(_make, spec, disable_env_checker=True)
@@ -121,10 +122,24 @@ def vector_host(env: "str | HostEnv | gym.vector.VectorEnv | Callable[[int], gym
     return found
 
 
+class _Untold(gym.Wrapper):
+    """An environment without its infos, which Gymnasium would merge, and which nobody reads."""
+
+    def __init__(self, make: Callable[[], gym.Env]) -> None:
+        super().__init__(make())
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict]:
+        return self.env.reset(**kwargs)[0], {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        obs, reward, terminated, truncated, _ = self.env.step(action)
+        return obs, reward, terminated, truncated, {}
+
+
 def to_vector(host: HostEnv, n_envs: int) -> gym.vector.VectorEnv:
-    """So many of them as one `VectorEnv` in this process."""
+    """So many of them as one `VectorEnv` in this process, which may give no infos."""
     if host.make is not None:
-        return gym.vector.SyncVectorEnv([host.make] * n_envs)
+        return gym.vector.SyncVectorEnv([partial(_Untold, host.make)] * n_envs)
     assert host.make_vec is not None
     return host.make_vec(n_envs, 1)
 
@@ -173,10 +188,14 @@ def _describe(make: Any) -> HostEnv:
         raise ValueError(f"env: {name} cannot make an environment: {type(error).__name__}: {error}{advice}") from error
     if not isinstance(env, gym.Env):
         raise ValueError(f"env: {name} made {type(env).__name__}, not a gymnasium.Env")
+    for space in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, space, None), gym.Space):
+            raise ValueError(f"env: {name} made an environment without {space}, a gymnasium.Space")
     limit = env.spec.max_episode_steps if env.spec else None
     spec = EnvSpec(env.spec.id if env.spec else name, env.observation_space, env.action_space, limit)
     draws = getattr(env, "render_mode", None) == "rgb_array"
-    env.close()
+    with contextlib.suppress(Exception):
+        env.close()
     return HostEnv(spec, make, make_drawn=make if draws else None)
 
 
@@ -217,7 +236,13 @@ def _refuse_raw_atari(id: str) -> None:
 
 def _is_raw_atari(id: str) -> bool:
     """Whether a registered id is ALE's own environment, with frames as the screen shows them."""
-    return id in gym.registry and str(gym.registry[id].entry_point).startswith("ale_py")
+    return _comes_from(id, "ale_py")
+
+
+def _comes_from(id: str, module: str) -> bool:
+    """Whether a registered environment is made by something in a module."""
+    make: Any = gym.registry[id].entry_point if id in gym.registry else ""
+    return (make if isinstance(make, str) else str(getattr(make, "__module__", ""))).startswith(module)
 
 
 def _nearest(id: str) -> str:
@@ -226,7 +251,9 @@ def _nearest(id: str) -> str:
 
         gym.register_envs(ale_py)
     known = {name for name in {*PURE, *gym.registry} if name.startswith("ALE/") or not _is_raw_atari(name)}
-    names = difflib.get_close_matches(id, sorted(known), n=3, cutoff=0.5)
+    module, _, name = id.rpartition(":")
+    names = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    names = [f"{module}:{name}" if module and _comes_from(name, module) else name for name in names]
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 

@@ -28,7 +28,13 @@ def clipped_surrogate_loss(log_ratio: Tensor, advantage: Tensor, clip: float | T
 
 
 def value_loss(value: Tensor, target: Tensor) -> Tensor:
-    """Half the squared error, `[...]`."""
+    """Half the squared error, `[...]`.
+
+    Raises:
+        ValueError: the shapes differ, which would broadcast to wrong numbers.
+    """
+    if value.shape != target.shape:
+        raise ValueError(f"value has shape {list(value.shape)}, but its target {list(target.shape)}")
     return 0.5 * (value - target) ** 2
 
 

@@ -45,6 +45,12 @@ def discounted_returns(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) ->
     return reverse_linear_recurrence(discounts, rewards, bootstrap)
 
 
+def _check_values(rewards: Tensor, values: Tensor) -> None:
+    wanted = (rewards.shape[0] + 1, *rewards.shape[1:])
+    if values.shape != wanted:
+        raise ValueError(f"values have shape {list(values.shape)}, but rewards {list(rewards.shape)} want {list(wanted)}")
+
+
 def gae(rewards: Tensor, discounts: Tensor, cut: Tensor, values: Tensor, lambda_: float | Tensor) -> Tensor:
     """Generalised advantages `[T, ...]` (Schulman et al. 2016, eq. 16).
 
@@ -54,7 +60,11 @@ def gae(rewards: Tensor, discounts: Tensor, cut: Tensor, values: Tensor, lambda_
         cut: `[T, ...]` bool, terminated or truncated.
         values: `[T + 1, ...]`, of the observation before each step and after the last.
         lambda_: scalar.
+
+    Raises:
+        ValueError: the values' shape does not fit the rewards'.
     """
+    _check_values(rewards, values)
     deltas = rewards + discounts * values[1:] - values[:-1]
     return reverse_linear_recurrence(torch.where(cut, 0.0, discounts * lambda_), deltas)
 
@@ -69,6 +79,7 @@ def n_step_returns(rewards: Tensor, discounts: Tensor, cut: Tensor, values: Tens
 
     Source: Sutton and Barto 2018, eq. 7.1. Arguments as `gae`; `n >= 1`.
     """
+    _check_values(rewards, values)
     following = values[1:]
     for _ in range(n):
         targets = rewards + discounts * torch.where(cut, values[1:], following)
@@ -94,6 +105,7 @@ def vtrace(
         lambda_: trace decay.
         clip_rho, clip_c: the paper's rho-bar and c-bar.
     """
+    _check_values(rewards, values)
     rhos = log_rhos.exp()
     clipped, c = rhos.clamp(max=clip_rho), lambda_ * rhos.clamp(max=clip_c)
     deltas = clipped * (rewards + discounts * values[1:] - values[:-1])

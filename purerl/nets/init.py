@@ -41,11 +41,15 @@ def init(module: nn.Module, key: Tensor, scheme: Scheme = orthogonal) -> TensorD
         A TensorDict of the module's `named_parameters`, under their dotted names.
 
     Raises:
-        ValueError: the module has buffers (running statistics are state, which a pure function cannot keep in a module).
+        ValueError: the module has buffers (running statistics are state, which a pure function cannot keep in a module), or
+            dropout, which draws from a global generator.
     """
     buffers = [name for name, _ in module.named_buffers()]
     if buffers:
         raise ValueError(f"module: buffers {buffers} are hidden state; keep them in the algorithm's state instead")
+    dropouts = [name for name, part in module.named_modules() if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0]
+    if dropouts:
+        raise ValueError(f"module: {dropouts} draw from torch's global generator, which a pure function cannot; leave dropout away")
     owners = dict(module.named_modules())
     named = list(module.named_parameters())
     keys = random.split(key, len(named))

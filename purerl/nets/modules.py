@@ -37,6 +37,8 @@ class Flatten(nn.Module):
         super().__init__()
         self.parts = [_Part.of(path, part) for path, part in parts(space)]
         self.width = gym.spaces.flatdim(space)
+        if not self.parts:
+            raise ValueError(f"observation space: {space} is empty")
 
     def forward(self, obs: Tensor | TensorDict) -> Tensor:
         return torch.cat([vector for part in self.parts for vector in part.vectors(obs)], -1)

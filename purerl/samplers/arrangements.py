@@ -273,8 +273,11 @@ def suggest(env: envs.HostEnv, n_envs: int, n_workers: int = 0) -> str:
         return "native"
     if cores() == 1 or n_envs == 1:
         return "serial"
-    with undisturbed():
-        each = _seconds_of_a_step(env.make)
+    try:
+        with undisturbed():
+            each = _seconds_of_a_step(env.make)
+    except Exception:
+        return "serial"  # which says what is wrong with it
     return "parallel" if each * n_envs > WORTH_WORKERS else "serial"
 
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from purerl import envs
 from purerl.base import Algorithm, Policy
+from purerl.envs.generators import install, seeded
 from purerl.samplers import workers as processes
 from purerl.samplers.acting import make_act
 from purerl.samplers.feeds import Feed, Fragments, Setup, seed
 from purerl.samplers.fragments import Plan, Rows, shared_block
 from purerl.samplers.schedules import Group, together
-from purerl.samplers.stepping import Options, make_stepper, name
+from purerl.samplers.stepping import Options, make_stepper, name, seeds_of
 from purerl.samplers.workers import Job, WorkerError, Workers
 
 
@@ -113,6 +114,7 @@ def _make_handler(
 ) -> tuple[Callable[[bytes, int], None], Callable[[], None]]:
     """In a worker: its environments, its policy if it has one, and what its orders mean."""
     rows = Rows(plan, block)
+    install(seeded(seeds_of(rows, columns)[0]))  # the fork server's generators are the same in every worker
     stepper = make_stepper(host, rows, columns, options, rows.numpy["mark"][0][number : number + 1])
     act = make_act(policy, rows, columns)[0] if policy is not None else None
 

@@ -115,12 +115,19 @@ def set_up(
     reset: str = "mid",
     decorrelate: int = 0,
     infos: Sequence[str] = (),
+    **unknown: Any,
 ) -> Setup:
     """Check what was asked for and lay out the fragments.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
+    if unknown:
+        name, value = next(iter(unknown.items()))
+        worker = "timeout, restarts, start_method, cores"
+        raise ValueError(
+            f"{name} = {value!r} is no option; there are reset, decorrelate, infos, and where there are workers {worker}"
+        )
     check_shape(n_envs, n_steps)
     check_key(key)
     check_infos(infos)

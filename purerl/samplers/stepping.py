@@ -3,6 +3,7 @@
 import copy
 import math
 import numbers
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +20,7 @@ from purerl.samplers.fragments import Rows
 
 FLAGS = (bool, np.bool_)
 LARGEST = float(np.finfo(np.float32).max)
-OLD_API = "; shimmy's wrappers take environments of the old Gym API"
+OLD_API = "; for environments of the old Gym API there are the wrappers of the package shimmy"
 
 
 class EnvError(RuntimeError):
@@ -93,9 +94,10 @@ class Envs:
         self._places = [place(rows, columns, j) for j in range(rows.plan.n_seeds * len(columns))]
         self._envs: list[gym.Env] = []
         self._streams = Streams(seeds_of(rows, columns))
+        self._calls = 0
         try:
             for j in range(len(self._places)):
-                self._envs.append(self._streams.call(j, make))
+                self._envs.append(self._call(j, "its making", make))
         except BaseException:
             self.close()
             raise
@@ -109,11 +111,10 @@ class Envs:
         action_space = self._envs[0].action_space
         self._compose = spaces.composer(action_space) if spaces.parts(action_space)[0][0] else None
         self._resets = [False] * len(self._envs)
-        self._calls = 0
 
     def reset(self) -> None:
         seeds = seeds_of(self._rows, self._columns)
-        self._streams.begin(seeds)
+        self._streams.reseed(seeds)
         for j, (seed, env) in enumerate(zip(seeds, self._envs, strict=True)):
             obs, over = self._reset(j, seed=seed), False
             actions = copy.deepcopy(env.action_space)
@@ -229,16 +230,18 @@ class Envs:
         field = spaces.field("observation", path)
         try:
             x = np.asarray(x)
-        except ValueError:
+        except (ValueError, TypeError, RuntimeError):
             raise EnvError(f"{self._name(j)}: {field} is {x!r}, which is no array") from None
         if x.shape != shape:
             raise EnvError(f"{self._name(j)}: {field} has shape {x.shape}, but its space has {shape}")
         if not np.can_cast(x.dtype, dtype, "same_kind"):
             raise EnvError(f"{self._name(j)}: {field} has dtype {x.dtype}, but its space has {dtype}")
+        if not fits(x, dtype):
+            raise EnvError(f"{self._name(j)}: {field} is {x}, which {dtype} cannot hold")
 
     def _call(self, j: int, what: str, f: Callable[[], Any]) -> Any:
         self._mark[0] = self._calls + j
-        self._calls += len(self._envs)
+        self._calls += len(self._places)
         try:
             return self._streams.call(j, f)
         except Exception as error:
@@ -252,8 +255,11 @@ class Envs:
         return name(self._rows, self._columns, int(j))
 
     def close(self) -> None:
-        for env in self._envs:
-            env.close()
+        for j, env in enumerate(self._envs):
+            try:
+                env.close()
+            except Exception as error:
+                warnings.warn(f"{self._name(j)}: close raised {type(error).__name__}: {error}", stacklevel=2)
 
 
 class Vector:
@@ -282,7 +288,7 @@ class Vector:
 
     def reset(self) -> None:
         seeds = seeds_of(self._rows, self._columns)
-        self._streams.begin(seeds[:1])
+        self._streams.reseed(seeds[:1])
         try:
             obs, _ = self._call("reset", partial(self._vec.reset, seed=seeds))  # type: ignore[arg-type]
         except EnvError as error:
@@ -371,6 +377,8 @@ class Vector:
                 raise EnvError(f"{self._name()}: {field} have shape {x.shape}, but their space has {wanted}")
             if x.dtype != out.dtype and not np.can_cast(x.dtype, out.dtype, "same_kind"):
                 raise EnvError(f"{self._name()}: {field} have dtype {x.dtype}, but their space has {out.dtype}")
+            if not fits(x, out.dtype):
+                raise EnvError(f"{self._name()}: {field} are {x}, which {out.dtype} cannot hold")
             out[t] = x.reshape(out.shape[1:])
 
     def close(self) -> None:
@@ -418,6 +426,11 @@ def _who(rows: Rows, at: np.ndarray) -> str:
 
 def _when(rows: Rows, t: int) -> str:
     return f"after step {t} of {rows.plan.n_steps} of the batch"
+
+
+def fits(x: np.ndarray, dtype: Any) -> bool:
+    """Whether whole numbers stay what they are in a dtype; floats may lose digits, and what becomes infinite is found later."""
+    return x.dtype == dtype or x.dtype.kind not in "iu" or np.can_cast(x.dtype, dtype) or bool((x.astype(dtype) == x).all())
 
 
 def not_finite(rows: Rows, who: str, what: str, value: float, t: int) -> EnvError:

@@ -75,13 +75,17 @@ def test_streams_are_left_alone_where_nobody_draws():
         assert streams.call(0, lambda: 1) == 1
         streams.stepped()
     assert streams.free
-    streams.begin([1, 2])
+    streams.reseed([1, 2])
+    assert streams.free
+    streams.reseed([3, 2])
     first = streams.call(0, python.random)
     for _ in range(5):
         streams.stepped()
     assert not streams.free
-    with stream(seeded(1)):
-        assert [first, streams.call(1, python.random)] != [python.random()] * 2
+    with stream(seeded(3)):
+        assert first == python.random()
+    with stream(seeded(2)):
+        assert streams.call(1, python.random) == python.random()
 
 
 def test_walks_need_no_streams_after_their_first_steps():
@@ -91,3 +95,30 @@ def test_walks_need_no_streams_after_their_first_steps():
         next(feed)
         stepper = feed._source._reset.__self__
         assert stepper._streams.free
+
+
+class Late(Drawing):
+    """Draws only after its first 150 steps."""
+
+    def _draw(self):
+        return super()._draw() if getattr(self, "n", 0) > 150 else np.zeros(3, np.float32)
+
+    def step(self, action):
+        return super().step(action)[0], 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("kind", ["parallel", "central"])
+def test_even_late_draws_differ_between_workers(kind):
+    algo = make_a2c(envs.host(Late).spec, A2CConfig(n_envs=2, n_steps=160, hidden=(8,)))
+    with KINDS[kind](Late, algo, 2, 160, random.key(0)) as feed:
+        feed.publish(algo.init(random.key(1)))
+        last = next(feed).last.obs[:, 3:]
+    assert (last[0] != last[1]).all()
+
+
+def test_what_is_drawn_in_the_making_is_not_drawn_again():
+    algo = make_a2c(envs.host(Drawing).spec, A2CConfig(n_envs=2, n_steps=5, hidden=(8,)))
+    with samplers.serial(Drawing, algo, 2, 5, random.key(0)) as feed:
+        feed.publish(algo.init(random.key(1)))
+        first = next(feed).inputs.obs[0]
+    assert (first[:, :3] != first[:, 3:]).all()

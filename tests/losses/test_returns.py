@@ -114,3 +114,18 @@ def test_transforms(f):
             torch.testing.assert_close(
                 torch.utils._pytree.tree_map(lambda x, i=i: x[i], g(*batch)), singles[i], rtol=1e-5, atol=1e-5
             )
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 1), (5, 2), (6,), (6, 1)])
+def test_values_of_another_shape_are_refused(shape):
+    rewards, cut = torch.zeros(5, 2), torch.zeros(5, 2, dtype=torch.bool)
+    values = torch.zeros(shape)
+    for f in (
+        lambda: losses.gae(rewards, rewards, cut, values, 0.9),
+        lambda: losses.n_step_returns(rewards, rewards, cut, values, 3),
+        lambda: losses.vtrace(rewards, rewards, cut, values, rewards),
+    ):
+        with pytest.raises(ValueError, match=r"^values have shape \[.*\], but rewards \[5, 2\] want \[6, 2\]$"):
+            f()
+    with pytest.raises(ValueError, match=r"^value has shape \[4, 1\], but its target \[4\]$"):
+        losses.value_loss(torch.zeros(4, 1), torch.zeros(4))

@@ -140,3 +140,23 @@ def test_the_width_of_a_policys_parameters_is_checked():
         ValueError, match=r"^net: the action parameters of 2 observations has shape \[2, 3\], but \[2, 2\] is wanted"
     ):
         make_policy(envs.make("CartPole-v1").spec, nn.Linear(4, 3, device="meta"))
+
+
+@pytest.mark.torch_modules
+def test_dropout_is_refused():
+    with pytest.raises(ValueError, match=r"^module: \['1'\] draw from torch's global generator"):
+        nets.init(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), random.key(0))
+
+
+@pytest.mark.parametrize("make", [make_ppo, make_a2c, lambda spec: make_policy(spec, None)])
+@pytest.mark.parametrize("spec", ["CartPole-v1", envs.make("CartPole-v1"), None])
+def test_what_is_no_spec_is_refused(make, spec):
+    with pytest.raises(ValueError, match=r"^spec: (str|Env|NoneType) is not an environment's spec; envs.make\(id\).spec is one$"):
+        make(spec)
+
+
+def test_spaces_that_cannot_be_flattened():
+    with pytest.raises(ValueError, match=r"^observation space: Dict\(\) is empty$"):
+        nets.Flatten(gym.spaces.Dict({}))
+    with pytest.raises(ValueError, match=r"^space: the key 1 of Dict\(.* is not a string$"):
+        nets.Flatten(gym.spaces.Dict({1: gym.spaces.Discrete(2)}))

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import assert_trees_equal
-from worlds import Family, Faulty, Informed, Lacking, OldReset, OldStep, Outside, Seedless, Walk, Whereabouts
+from worlds import Bytes, Family, Faulty, Informed, Lacking, OldReset, OldStep, Outside, Seedless, Unmade, Walk, Whereabouts
 
 from purerl import envs, make_a2c, random, samplers
 from purerl.algos import A2CConfig
@@ -81,13 +81,20 @@ def test_an_environment_that_does_wrong_is_named(kind, fault, message, tmp_path)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (OldReset, r"environment [0-3]: reset returned ndarray, but Gymnasium's returns \(observation, info\); shimmy's wrappers"),
-        (Seedless, r"environment [0-3]: reset raised TypeError: .*unexpected keyword argument 'seed'; shimmy's wrappers"),
+        (
+            OldReset,
+            r"environment [0-3]: reset returned ndarray, but Gymnasium's returns \(observation, info\); for env.*shimmy",
+        ),
+        (
+            Seedless,
+            r"environment [0-3]: reset raised TypeError: .*unexpected keyword argument 'seed'; for env.*shimmy",
+        ),
         (
             OldStep,
             r"environment [0-3]: step returned 4 values, but Gymnasium's returns \(observation, reward, terminated, trunc.*shimmy",
         ),
         (Lacking, r"environment [0-3]: the observation lacks \['pair'\]\[0\]; it has 'x'"),
+        (Bytes, r"environment [0-3]: observation is \[200   0\], which int8 cannot hold"),
         (
             partial(Outside, "discrete"),
             r"environment [0-3]: observation is 4 after step 3 of 5 of the batch, outside its space Discrete",
@@ -105,7 +112,7 @@ def test_an_environment_that_does_wrong_is_named(kind, fault, message, tmp_path)
             r"environment [0-3]: observation\['n'\] is 4 after step 3 of 5 of the batch, outside its space Disc",
         ),
     ],
-    ids=["old reset", "no seed", "old step", "a key too few", "discrete", "multi-discrete", "multi-binary", "nested"],
+    ids=["old reset", "no seed", "old step", "a key too few", "bytes", "discrete", "multi-discrete", "multi-binary", "nested"],
 )
 def test_an_environment_of_another_kind_is_named(kind, make, message):
     with pytest.raises(samplers.EnvError, match=message):
@@ -149,6 +156,24 @@ def test_a_vector_environment_that_does_wrong_is_named(fault, message, tmp_path)
 
     with pytest.raises(samplers.EnvError, match=message):
         run(native, flagged(tmp_path, fault))
+
+
+@pytest.mark.parametrize("kind", ["serial", "parallel", "central"])
+def test_an_environment_that_cannot_be_made_is_named(kind, tmp_path):
+    (tmp_path / "flag").write_text("")
+    make = partial(Unmade, str(tmp_path / "flag"))
+    host = envs.host(make)
+    with pytest.raises(samplers.EnvError, match=r"environment [0-3]: its making raised LookupError: no file"):
+        run(KINDS[kind], host)
+
+
+def test_an_environment_that_cannot_be_closed_is_named():
+    class Stuck(Walk):
+        def close(self):
+            raise RuntimeError("cannot close")
+
+    with pytest.warns(UserWarning, match=r"environment [0-3]: close raised RuntimeError: cannot close"):
+        assert len(run(samplers.serial, Stuck)[0]) == 4
 
 
 class Crowd(gym.vector.VectorEnv):

@@ -470,7 +470,7 @@ def part_of(obs: Any, path: tuple[str | int, ...], who: Callable[[int], str], j:
 
 def info_of(info: dict[str, Any], j: int) -> dict[str, Any]:
     """What a vector environment's info says of environment `j`; `_key`, where there is one, tells of whom `key` is said."""
-    said = {key: x for key, x in info.items() if isinstance(x, np.ndarray) and not key.startswith("_")}
+    said = {key: x for key, x in info.items() if isinstance(x, np.ndarray) and not str(key).startswith("_")}
     return {key: x[j] for key, x in said.items() if f"_{key}" not in info or info[f"_{key}"][j]}
 
 

@@ -218,6 +218,32 @@ def test_what_a_vector_environment_returns_is_checked(wrong, message):
         run(samplers.native, vec, algo=make_a2c(envs.vector_host(vec).spec, CONFIG))
 
 
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (
+            {"depth": np.ones(4), "_depth": np.array([True, True, False, True])},
+            r"environment 2: its info has no 'depth' at the end",
+        ),
+        (
+            {"depth": np.array([1.0, None, 2.0, 3.0])},
+            r"environment 1: its info 'depth' is None at the end of an episode, not one number",
+        ),
+        ({"depth": {"x": np.ones(4)}, 7: np.ones(4)}, r"environment 0: its info has no 'depth' at the end of an episode; it has 7"),
+        ({"depth": np.arange(4.0), 7: np.ones(4)}, None),
+    ],
+)
+def test_what_a_vector_environment_says_of_each_environment(info, message):
+    vec = Crowd(info=info, terminated=np.ones(4, bool))
+    algo = make_a2c(envs.vector_host(vec).spec, CONFIG)
+    if message is None:
+        batches, _ = run(samplers.native, vec, 1, algo, infos=("depth",))
+        assert batches[0].episode["depth"][0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    else:
+        with pytest.raises(samplers.EnvError, match=message):
+            run(samplers.native, vec, 1, algo, infos=("depth",))
+
+
 @pytest.mark.parametrize("kind", ["serial", "parallel"])
 def test_an_environment_may_have_processes_of_its_own(kind):
     """They end with it, also when it is killed and cannot say good-bye."""

@@ -128,5 +128,5 @@ def test_ale_is_not_installed(monkeypatch):
 
 
 def test_the_ale_that_is_asked_for_does_not_hang_at_a_partial_reset():
-    assert 'ale-py>=0.12.1; extra == "atari"' in metadata.requires("purerl")
+    assert any(wanted.startswith("ale-py>=0.12.1") for wanted in metadata.requires("purerl"))
     assert collect(samplers.native, envs.make("ALE/Breakout-v5"), 1, n_steps=4, decorrelate=20)[0].valid.any()

@@ -206,9 +206,8 @@ def _run(run: training.Run, out: Path, resume: bool) -> None:
     except CheckpointError:
         raise
     except Exception as error:
-        told = isinstance(error, _USER_ERRORS)
-        message = str(error) if told else f"{type(error).__name__}: {error}"
-        if not told:
+        message = str(error) if isinstance(error, _USER_ERRORS) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, samplers.EnvError | samplers.WorkerError):  # these say by themselves where they come from
             with contextlib.suppress(OSError):
                 (out / "error.log").write_text(traceback.format_exc())
                 message += f"\nits traceback is in {out / 'error.log'}"

@@ -125,7 +125,9 @@ def env_actions(space: gym.Space, action: Any) -> Any:
         case gym.spaces.Box():
             dtype = getattr(torch, str(space.dtype))  # a float64 bound may lie between two float32 numbers
             return torch.minimum(torch.maximum(action.to(dtype), like(space.low, dtype)), like(space.high, dtype))
-        case gym.spaces.Discrete() | gym.spaces.MultiDiscrete():
+        case gym.spaces.Discrete():
+            return action + int(space.start)
+        case gym.spaces.MultiDiscrete():
             return action + like(space.start)
         case _:
             return action

@@ -333,14 +333,15 @@ def guard(step: Callable, example: Any) -> Callable:
 def make_program(run: Run, algo: Algorithm, env: Env | envs.HostEnv, start: int) -> Program:
     """The run's program, about to make update number `start`."""
     n_lanes = len(lanes(run))
-    return pure_program(algo, env, n_lanes) if isinstance(env, Env) else host_program(algo, env, start, run.collecting)
+    if isinstance(env, Env):
+        return pure_program(algo, env, n_lanes, torch.get_num_threads() if run.device == "cpu" else 1)
+    return host_program(algo, env, start, run.collecting)
 
 
-def pure_program(algo: Algorithm, env: Env, n_lanes: int) -> Program:
-    """Rollout and update fused; the lanes run as tiles of equal size, one thread each."""
+def pure_program(algo: Algorithm, env: Env, n_lanes: int, cores: int) -> Program:
+    """Rollout and update fused; the lanes run as tiles of equal size, at most `cores`, one thread each."""
     init, step = fuse(algo, env)
     compiled = compile(vmap(guard(step, init(random.key(0)))))
-    cores = torch.get_num_threads()
     n_tiles = max(n for n in range(1, cores + 1) if n_lanes % n == 0)
     size = n_lanes // n_tiles
     pool = ThreadPoolExecutor(n_tiles, initializer=lambda: torch.set_num_threads(1))
@@ -582,6 +583,7 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
             n = max(1, min(to_row, int(REPORT_EVERY / seconds_each))) if done.update > start_update else 1
             state, info = program.step(done.lanes, n)
             done = Point(done.update + n, state)
+            note_failures(failed, sinks.names, state)  # waits for the device, too
             now = time.monotonic()
             if done.update == start_update + 1:
                 # Compilation is over: its objects need no visit by the garbage collector, and its time is no part of the rate.
@@ -591,7 +593,6 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
             elif done.update > first:
                 seconds_each = (now - start) / (done.update - first)
             rate = batch * n_lanes / seconds_each if done.update > first else 0.0
-            note_failures(failed, sinks.names, state)
             if done.update % row_every == 0 or done.update == n_updates:
                 sinks.write(state.learner, info, done.update * batch, now - start_at, rate / n_lanes, failed, program.lost())
             evaluator.look(state, done.update * batch, last=done.update == n_updates)

@@ -18,7 +18,8 @@ SPEC = EnvSpec("Pendulum-v1", gym.spaces.Box(-_BOUND, _BOUND), gym.spaces.Box(-M
 
 def draw(key: Tensor) -> Tensor:
     """`[2]` the start state: any angle, a slow spin."""
-    return random.uniform(key, (2,), -1.0, 1.0) * torch.tensor([math.pi, 1.0], device=key.device)
+    angle, spin = random.uniform(key, (2,), -1.0, 1.0).unbind(-1)
+    return torch.stack([math.pi * angle, spin], -1)
 
 
 def reset(start: Tensor) -> tuple[Tensor, Tensor]:

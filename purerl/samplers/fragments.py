@@ -108,7 +108,7 @@ def act_packed(policy: Algorithm | Policy, plan: Plan) -> Callable[..., tuple]:
 
     def act(params: list[Tensor], obs: list, action: list, reward: list, first: list, carry: list, noise: list) -> tuple:
         rest = iter(unpack(params))
-        unused = (torch.zeros((), dtype=dtype).expand(shape) for shape, dtype in plan.leaf_shapes)
+        unused = (torch.zeros((), dtype=dtype, device=first[0].device).expand(shape) for shape, dtype in plan.leaf_shapes)
         leaves = [next(rest) if is_used else x for is_used, x in zip(plan.used, unused, strict=True)]
         prev_action = masked(first[0], tree.unflatten(plan.structures["action"], action))
         inputs = Inputs(

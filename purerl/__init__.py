@@ -5,7 +5,7 @@ from purerl.algos import A2CConfig, PPOConfig, make_a2c, make_ppo
 from purerl.base import Algorithm, Batch, Env, EnvSpec, Inputs, Policy
 from purerl.policies import make_policy
 from purerl.rollout import fuse, rollout
-from purerl.transforms import compile, scan, specialize, vmap
+from purerl.transforms import compile, iterate, scan, specialize, vmap
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "distributions",
     "envs",
     "fuse",
+    "iterate",
     "losses",
     "make_a2c",
     "make_policy",

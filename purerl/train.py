@@ -23,7 +23,7 @@ from purerl.base import Algorithm, Env
 from purerl.episodes import Episodes, averages, check_infos, init_episodes, record_episodes
 from purerl.evaluate import Evaluation, evaluate
 from purerl.rollout import fuse
-from purerl.transforms import compile, vmap
+from purerl.transforms import compile, iterate, vmap
 
 REPORT_EVERY = 0.2  # seconds
 EVAL_SEED = 1_000_000  # of evaluation's environments, which training does not see
@@ -349,10 +349,15 @@ def pure_program(algo: Algorithm, env: Env, n_lanes: int, cores: int) -> Program
 
     futures: list[Future] = []
 
+    def one(state: tuple[dict, Tensor]) -> tuple[tuple[dict, Tensor], TensorDict]:
+        packed, going, info = compiled(*state)
+        return (packed, going), info
+
+    many = iterate(one)
+
     def repeat(tile: Lanes, n: int) -> tuple[Lanes, TensorDict]:
-        (packed, unpack), going = tree.pack(tile.learner, axes=1), tile.going
-        for _ in range(n):
-            packed, going, info = compiled(packed, going)
+        packed, unpack = tree.pack(tile.learner, axes=1)
+        (packed, going), info = many((packed, tile.going), n)
         return Lanes(learner=unpack(packed), going=going), info
 
     def step_all(lanes: Lanes, n: int) -> tuple[Lanes, TensorDict]:

@@ -1,98 +1,112 @@
 """How functions run: `compile`, `specialize`, `vmap` and `scan`. What they compute stays the same."""
 
 import math
-import warnings
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._higher_order_ops.scan import scan as _scan
-from torch._higher_order_ops.scan import scan_op
-from torch._inductor import config as inductor_config
-from torch._inductor.compile_fx import compile_fx_inner
-from torch._inductor.custom_graph_pass import get_hash_for_files
-from torch._inductor.decomposition import select_decomp_table
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from purerl import passes, random, tree
+from purerl import compiling, tree
+from purerl.compiling import cuda, fallback
 
-# The body is a submodule of the graph, hence part of the key of inductor's on-disk cache.
-scan_op._cacheable = True
-_CPP_WRAPPER = torch.__version__ >= "2.13"  # earlier ones cannot express a loop in C++
-# Said of tracing alone: the compiled loop selects its slices without the fallback.
-warnings.filterwarnings("ignore", message=".*not yet implemented the batching rule for aten::select_copy.*")
+if compiling.is_tested():
+    from purerl.compiling import inductor, loops, tracing
+
+_building = threading.RLock()
 
 
-def compile(f: Callable, threads: int = 1) -> Callable:
-    """`torch.compile` as one whole graph, with the settings that suit many small networks; the results own their memory.
+class Program(NamedTuple):
+    """A function compiled for arguments of one structure, and of certain shapes, strides, dtypes and devices.
 
-    It is compiled anew for arguments of another structure, shape or dtype, or another number that is no tensor.
-
-    Args:
-        f: a pure function of trees. What it closes over is taken as it is at the first call.
-        threads: CPU threads of one call. One is fastest for small networks; many lanes run faster as several tiles in Python
-            threads of their own (the compiled code lets go of the interpreter) than with several threads in one call.
+    Attributes:
+        run: from the arguments' tensors, as a list that it empties, to the results' leaves.
+        structure: the results'.
     """
-    leafwise, programs = _leafwise(f), {}
 
-    def call(*args: Any) -> Any:
-        leaves, structure = tree.flatten(args)
-        if structure not in programs:
-            programs[structure] = _program(leafwise, structure, _options(threads))
-        results, results_structure = programs[structure](leaves)
-        return tree.unflatten(results_structure, results)
-
-    return call
+    run: Callable[[list[Tensor]], list[Tensor]]
+    structure: Any
 
 
 class Trace(NamedTuple):
-    """A function as one graph of tensor operations.
+    """What can be said of a function without computing anything.
 
     Attributes:
-        graph: of the examples' leaves to the results' leaves.
-        used: for each leaf of the examples, whether any result depends on it.
+        used: for each leaf of the arguments, whether any result depends on it.
         results: the results' leaves, as tensors without data.
         structure: the results'.
     """
 
-    graph: torch.fx.GraphModule
     used: list[bool]
     results: list[Tensor]
     structure: Any
 
 
-def trace(f: Callable, *examples: Any) -> Trace:
-    """Trace `f` for arguments with the structure, shapes, strides and dtypes of the examples, without computing anything."""
-    leaves, structure = tree.flatten(examples)
-    structures: list[Any] = []
+def compile(f: Callable, threads: int = 1) -> Callable:
+    """Trace `f` once for each structure, shape, stride, dtype and device of its arguments, and compile what was traced.
 
-    def program(*leaves: Tensor) -> Sequence[Tensor]:
-        results, results_structure = _leafwise(f)(leaves, structure)
-        structures.append(results_structure)
-        return tree.own(tuple(results))
+    As with `jax.jit`, the Python of `f` runs while it is traced and never again: numbers and other arguments that are no tensors,
+    and all that it closes over, are taken as they are at that time. The results own their memory.
 
-    with torch.no_grad():
-        tracer = make_fx(program, select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
-        module = tracer(*leaves)
-    module.graph.eliminate_dead_code()
-    used = [bool(node.users) for node in module.graph.find_nodes(op="placeholder")]
-    (output,) = module.graph.find_nodes(op="output")
-    return Trace(module, used, [node.meta["val"] for node in output.args[0]], structures[0])
+    Args:
+        f: a pure function of trees.
+        threads: CPU threads of one call. One is fastest for small networks; many lanes run faster as several tiles in Python
+            threads of their own (the compiled code lets go of the interpreter) than with several threads in one call.
+
+    Raises:
+        TraceError: at the first call; what happens in `f` depends on a number inside a tensor, or it writes into one.
+        ValueError: at the first call; an argument requires a gradient, which the program could not give back.
+    """
+    leafwise, programs = _leafwise(f), {}
+
+    def call(*args: Any) -> Any:
+        leaves, structure = tree.flatten(args)
+        if _is_inside():
+            results, results_structure = leafwise(leaves, structure)
+            return tree.unflatten(results_structure, results)
+        key = (structure, *[_kind(x) for x in leaves])
+        program = programs.get(key)
+        if program is None:
+            with _building:
+                program = programs[key] = programs.get(key) or _build(leafwise, leaves, structure, threads)
+        return tree.unflatten(program.structure, program.run([x for x in leaves if isinstance(x, Tensor)]))
+
+    call.leafwise = leafwise  # type: ignore[attr-defined]
+    return call
 
 
-def specialize(f: Callable, *examples: Any) -> tuple[Callable[[list[Tensor]], list[Tensor]], Any]:
-    """`compile(f)` for arguments with the structure, shapes, strides and dtypes of the examples, and for no others.
+def iterate(step: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any, int], tuple[Any, Any]]:
+    """`n` times a compiled `step(state) -> (state, info)`.
 
-    For a small function that a loop of the outside world calls at each step: a call costs a fifth of a compiled function's,
-    because no tree is taken apart and nothing but shapes and strides is checked. What `f` closes over is taken as it is now.
+    On a GPU the step's kernels are recorded at the first call and replayed from then on, with no work for the processor in between.
 
     Returns:
-        The function of the arguments' leaves, as a list that it empties, to the result's leaves; and the result's structure.
+        `run(state, n)`: the state after `n >= 1` steps, and the last one's info.
     """
-    traced = trace(f, *examples)
-    return _specialized(traced.graph), traced.structure
+    recorded: dict[Any, Callable] = {}
+
+    def run(state: Any, n: int) -> tuple[Any, Any]:
+        leaves, structure = tree.flatten(state)
+        if leaves[0].device.type == "cuda":
+            key = (structure, *[_kind(x) for x in leaves])
+            if key not in recorded:
+                recorded[key] = cuda.record(step, state)
+            return recorded[key](state, n)
+        for _ in range(n):
+            state, info = step(state)
+        return state, info
+
+    return run
+
+
+def specialize(f: Callable, *examples: Any) -> Program:
+    """`compile(f)` for arguments with the structure, shapes, strides, dtypes and devices of the examples, and for no others.
+
+    For a small function that a loop of the outside world calls at each step: a call costs a fifth of a compiled function's,
+    because no tree is taken apart and nothing but shapes and strides is checked.
+    """
+    return _build(_leafwise(f), *tree.flatten(examples), threads=1)
 
 
 def specialize_into(f: Callable, out: Any, *examples: Any) -> Callable[[list[Tensor]], Any]:
@@ -111,43 +125,52 @@ def specialize_into(f: Callable, out: Any, *examples: Any) -> Callable[[list[Ten
             place.copy_(result)
         return ()
 
-    return _specialized(trace(program, out, *examples).graph)
+    return _build(_leafwise(program), *tree.flatten((out, *examples)), threads=1, n_donated=len(tree.leaves(out))).run
 
 
-def _specialized(module: torch.fx.GraphModule) -> Callable[[list[Tensor]], list[Tensor]]:
-    inputs = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
-    with torch.no_grad(), inductor_config.patch(_options(threads=1)), tracing(TracingContext(inputs[0].fake_mode)):
-        return compile_fx_inner(module, inputs, cpp_wrapper=_CPP_WRAPPER)
+def trace(f: Callable, *examples: Any) -> Trace:
+    """What `f` does with arguments of the structure, shapes, strides, dtypes and devices of the examples."""
+    leaves, structure = tree.flatten(examples)
+    program, structures = _on_tensors(_leafwise(f), leaves, structure)
+    if not compiling.is_tested():
+        return Trace([True] * len(leaves), list(program(*leaves)), structures[0])
+    graph = tracing.trace(program, leaves)
+    return Trace(graph.used, graph.results, structures[0])
 
 
-def _options(threads: int) -> dict[str, Any]:
-    """Inductor's, for many small operations on the CPU."""
-    return {
-        "cpp_wrapper": _CPP_WRAPPER,  # halves the overhead of a call and of a loop's turn
-        "cpp_wrapper_build_separate": True,  # two compilers side by side, and no optimization of what allocates
-        "cpp.threads": threads,
-        "cpp.enable_loop_tail_vec": False,
-        "realize_opcount_threshold": 16,  # keeps the generator's rounds from being inlined into each other, exponentially
-        "post_grad_custom_pre_pass": passes.CheapTanh(),
-        "post_grad_custom_post_pass": passes.OwnMemory(),
-        "_post_fusion_custom_pass": passes.LoopBuffers(),
-        "unsafe_marked_cacheable_functions": {"purerl.random.threefry2x32": get_hash_for_files((random.__file__,)).hex()},
-    }
+def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, n_donated: int = 0) -> Program:
+    if any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
+        raise ValueError(
+            "compile: an argument requires a gradient; take it inside the function, with torch.func.grad, or detach it"
+        )
+    program, structures = _on_tensors(leafwise, leaves, structure)
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    if not compiling.is_tested():
+        _, results_structure = leafwise(leaves, structure)
+        return Program(fallback.build(program), results_structure)
+    return Program(inductor.build(tracing.trace(program, tensors, n_donated), threads), structures[0])
 
 
-def _program(leafwise: Callable, structure: Any, options: dict[str, Any]) -> Callable:
-    def program(leaves: list[Any]) -> tuple[list[Any], Any]:
-        results, results_structure = leafwise(leaves, structure)
-        return tree.own(results), results_structure
+def _on_tensors(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[Callable[..., Sequence[Tensor]], list[Any]]:
+    """The function of the tensors among the leaves to the results' leaves, and where it notes the results' structure."""
+    structures: list[Any] = []
 
-    # Dynamo keeps what it compiled with the code object: each program needs one of its own, or all would share a cache.
-    program.__code__ = program.__code__.replace()
-    return torch.compile(program, fullgraph=True, dynamic=False, options={**options, "guard_filter_fn": _guard_arguments})
+    def program(*tensors: Tensor) -> Sequence[Tensor]:
+        rest = iter(tensors)
+        results, results_structure = leafwise([next(rest) if isinstance(x, Tensor) else x for x in leaves], structure)
+        structures.append(results_structure)
+        return tree.own(tuple(results))
+
+    return program, structures
 
 
-def _guard_arguments(guards: Sequence[Any]) -> list[bool]:
-    """Check the arguments at a call, not the hundreds of objects that a pure function refers to."""
-    return [not guard.name or guard.name.startswith("leaves") for guard in guards]
+def _kind(x: Any) -> Any:
+    return (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x)
+
+
+def _is_inside() -> bool:
+    """Whether a function is being traced or mapped: what was compiled apart becomes a part of it."""
+    return torch.compiler.is_compiling() or tracing.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _leafwise(f: Callable) -> Callable:
@@ -202,7 +225,8 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unrol
     Returns:
         The last carry, and the tree of `y` with leaves `[T, ...]`.
     """
-    if not torch.compiler.is_compiling():
+    loop = _loop_of_dynamo if torch.compiler.is_compiling() else _loop_of_trace if tracing.is_tracing() else None
+    if loop is None:
         ys = []
         for t in range(len(tree.leaves(xs)[0])):
             carry, y = body(carry, tree.index(xs, t))
@@ -223,5 +247,26 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unrol
         return tree.pack(carry)[0], tree.own(tree.stack(ys))
 
     turns = tree.map(lambda x: x.unflatten(0, (-1, per_turn)), packed_xs)
-    packed_carry, ys = _scan(turn, packed_carry, turns)
+    packed_carry, ys = loop(turn, packed_carry, turns)
     return tree.own(unpack_carry(packed_carry)), tree.map(lambda y: y.flatten(0, 1), ys)
+
+
+def _loop_of_trace(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+    carry_leaves, carry_structure = tree.flatten(carry)
+    xs_leaves, xs_structure = tree.flatten(xs)
+    n, structures = len(carry_leaves), []
+
+    def on_tensors(*tensors: Tensor) -> list[Tensor]:
+        carry, y = turn(tree.unflatten(carry_structure, tensors[:n]), tree.unflatten(xs_structure, tensors[n:]))
+        y_leaves, y_structure = tree.flatten(y)
+        structures.append(y_structure)
+        return [*tree.leaves(carry), *y_leaves]
+
+    results = loops.loop(on_tensors, carry_leaves, xs_leaves)
+    return tree.unflatten(carry_structure, results[:n]), tree.unflatten(structures[-1], results[n:])
+
+
+def _loop_of_dynamo(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+    from torch._higher_order_ops.scan import scan
+
+    return scan(turn, carry, xs)

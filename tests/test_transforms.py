@@ -3,7 +3,8 @@ import torch
 from conftest import assert_trees_equal
 from tensordict import TensorDict
 
-from purerl import passes, random, tree
+from purerl import random, tree
+from purerl.compiling import passes
 from purerl.transforms import compile, scan, specialize, vmap
 
 

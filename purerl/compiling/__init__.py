@@ -1,0 +1,32 @@
+"""What stands between a pure function and its compiled program: the one room that touches private names of torch.
+
+`tracing` runs a function once on tensors without data and writes down its operations (as jax.jit does), `loops` makes one loop
+of the program out of a `scan`, `inductor` hands the graph to torch's compiler with `passes`, and `fallback` is plain
+`torch.compile` for versions of torch that this room was not tried with.
+
+| private name of torch | what for | the test that notices its loss |
+| --- | --- | --- |
+| `fx.experimental.proxy_tensor`: `make_fx`, proxy modes | tracing | every test of `compile` |
+| `_functorch`: the interpreter stack, `restore_vmap`, ... | a scan inside vmap | test_scan_compiled_vmapped_equals_eager_singles |
+| `_higher_order_ops.scan.scan_op`, `reenter_make_fx` | the loop in the graph | test_scan_eager_by_hand and the next |
+| `_inductor.compile_fx.compile_fx_inner`, `_guards` | from the graph to a program | every test of `compile` |
+| `_inductor.config`, `custom_graph_pass`, `ir`, `virtualized` | settings and passes | test_compiled_tanh_uses_it, test_what_a_turn_leaves... |
+| `_higher_order_ops.scan.scan` | a scan under the user's own `torch.compile` | test_torch_compile_by_hand |
+"""
+
+import warnings
+
+import torch
+
+TESTED = ("2.11", "2.13", "2.14")
+
+
+def is_tested() -> bool:
+    """Whether this version of torch is one that the room was tried with; warns once if not."""
+    if torch.__version__.startswith(tuple(f"{version}." for version in TESTED)):
+        return True
+    warnings.warn(
+        f"torch {torch.__version__} is none of {', '.join(TESTED)}, which purerl was tried with: it compiles with torch.compile, slower",
+        stacklevel=4,
+    )
+    return False

@@ -1,0 +1,17 @@
+"""Plain `torch.compile`, for versions of torch that the rest of this room was not tried with."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def build(f: Callable[..., Sequence[Tensor]]) -> Callable[[list[Tensor]], list[Tensor]]:
+    """`f` of a list of tensors, as one whole graph."""
+
+    def program(leaves: list[Tensor]) -> list[Tensor]:
+        return list(f(*leaves))
+
+    # Dynamo keeps what it compiled with the code object: each program needs one of its own, or all would share a cache.
+    program.__code__ = program.__code__.replace()
+    return torch.compile(program, fullgraph=True, dynamic=False, options={"realize_opcount_threshold": 16})

@@ -1,0 +1,55 @@
+"""From a graph to a program: torch's compiler with the settings that suit many small networks."""
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._inductor import config
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.cpu_vec_isa import VecISA
+from torch._inductor.custom_graph_pass import get_hash_for_files
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from purerl import random
+from purerl.compiling import passes
+from purerl.compiling.tracing import Graph
+
+CPP_WRAPPER = torch.__version__ >= "2.13"  # earlier ones cannot express a loop in C++
+
+
+def build(graph: Graph, threads: int) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Compile a graph for the CPU threads of one call.
+
+    Returns:
+        A function of the arguments, as a list that it empties.
+    """
+    inputs = [node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")]
+    mode = inputs[0].fake_mode if inputs else FakeTensorMode()
+    with torch.no_grad(), config.patch(options(threads)), tracing(TracingContext(mode)), _without_probes():
+        program = compile_fx_inner(graph.module, inputs, cpp_wrapper=CPP_WRAPPER)
+    if not graph.constants:
+        return program
+    return lambda leaves: program([*leaves, *graph.constants])
+
+
+def _without_probes() -> Any:
+    """Inductor compiles test programs to learn whether the compiler knows the processor's instructions; torch lists those."""
+    return mock.patch.object(VecISA, "check_build", lambda self, code: True)
+
+
+def options(threads: int) -> dict[str, Any]:
+    """Inductor's, for many small operations."""
+    return {
+        "cpp_wrapper": CPP_WRAPPER,  # halves the overhead of a call and of a loop's turn
+        "cpp_wrapper_build_separate": True,  # two compilers side by side, and no optimization of what allocates
+        "cpp.threads": threads,
+        "cpp.enable_loop_tail_vec": False,
+        "realize_opcount_threshold": 16,  # keeps the generator's rounds from being inlined into each other, exponentially
+        "post_grad_custom_pre_pass": passes.CheapTanh(),
+        "post_grad_custom_post_pass": passes.OwnMemory(),
+        "_post_fusion_custom_pass": passes.LoopBuffers(),
+        "unsafe_marked_cacheable_functions": {"purerl.random.threefry2x32": get_hash_for_files((random.__file__,)).hex()},
+    }

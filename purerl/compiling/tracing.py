@@ -1,0 +1,163 @@
+"""A function as a graph of tensor operations, found by running it once on tensors without data."""
+
+import itertools
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensordict
+import torch
+from torch import Tensor
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_MOVES = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten._to_copy.default, torch.ops.prims.device_put.default)
+_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, tensordict.__file__, __file__))
+_WRITES_ITS_OWN = tuple(str(Path("torch", *part)) for part in (("autograd",), ("nn",), ("_decomp",), ("_refs",)))
+_VALUES = ("data-dependent control flow", "calling .item()", "support dynamic shape")  # what vmap says
+
+
+class TraceError(RuntimeError):
+    """A function does what a compiled program cannot; the message says where, and what to write instead."""
+
+
+class Graph(NamedTuple):
+    """A traced function of tensors.
+
+    Attributes:
+        module: of the function's arguments and, after them, of the constants.
+        constants: what the function closes over, but for a few numbers that are part of the graph.
+        used: for each argument, whether any result depends on it.
+        results: tensors without data.
+    """
+
+    module: torch.fx.GraphModule
+    constants: list[Tensor]
+    used: list[bool]
+    results: list[Tensor]
+
+
+def is_tracing() -> bool:
+    """Whether a function is being traced right now."""
+    return get_proxy_mode() is not None
+
+
+def trace(f: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], n_donated: int = 0) -> Graph:
+    """Trace `f(*examples) -> tensors`, for arguments of the examples' shapes, strides, dtypes and devices.
+
+    Args:
+        n_donated: how many of the first arguments `f` may write into, by `copy_` of the whole.
+
+    Raises:
+        TraceError: `f` asks for a number inside a tensor, or writes into a tensor.
+    """
+    tracer = make_fx(_watched(f, n_donated), select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
+    try:
+        with torch.no_grad():
+            module = tracer(*examples)
+    except RuntimeError as error:
+        if any(words in str(error) for words in _VALUES):
+            raise TraceError(_by_value(traceback.extract_tb(error.__traceback__))) from error
+        raise
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            _fold_moves(part)
+    module.graph.eliminate_dead_code()
+    used = [bool(node.users) for node in module.graph.find_nodes(op="placeholder")]
+    constants = _lift_constants(module)
+    module.recompile()
+    return Graph(module, constants, used, [node.meta["val"] for node in module.graph.output_node().args[0]])
+
+
+def _by_value(frames: Sequence[traceback.FrameSummary]) -> str:
+    return (
+        f"{_place(frames)}: what happens next depends on the numbers in a tensor, which a program that is compiled once cannot "
+        "know; choose between two results with torch.where, repeat with purerl.scan, and keep shapes fixed"
+    )
+
+
+def _place(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line that is the user's."""
+    frame = frames[max([i for i, frame in enumerate(frames) if not frame.filename.startswith(_LIBRARIES)], default=-1)]
+    return f"{frame.filename}:{frame.lineno} ({frame.line})"
+
+
+def _watched(f: Callable, n_donated: int) -> Callable:
+    def watched(*examples: Tensor) -> Sequence[Tensor]:
+        with _Watch(examples[:n_donated]):
+            return f(*examples)
+
+    return watched
+
+
+class _Watch(TorchDispatchMode):
+    """Raises where a function asks for the numbers in a tensor, or writes into one, but for whole donated ones, and for what torch itself does to its own."""
+
+    def __init__(self, donated: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._donated = [id(x) for x in donated]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _asks_for_numbers(func, args):
+            raise TraceError(_by_value(traceback.extract_stack()))
+        if func._schema.is_mutable and not (func is torch.ops.aten.copy_.default and id(args[0]) in self._donated):
+            frames = traceback.extract_stack()
+            inner = itertools.takewhile(lambda frame: frame.filename.startswith(_LIBRARIES), reversed(frames))
+            inner = list(inner)
+            if len(inner) < len(frames) and not any(part in frame.filename for frame in inner for part in _WRITES_ITS_OWN):
+                name = func._schema.name.removeprefix("aten::")
+                raise TraceError(
+                    f"{_place(frames)}: {name} writes into a tensor; in a pure function write the operation that returns a new "
+                    f"one, such as {name.rstrip('_')}, torch.where, torch.index_put or torch.scatter"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def _asks_for_numbers(func: Any, args: Any) -> bool:
+    """Whether an operation's result is a number, or has a shape that depends on numbers."""
+    if torch.Tag.dynamic_output_shape in func.tags:
+        return func is not torch.ops.aten.index.Tensor or any(x is not None and x.dtype == torch.bool for x in args[1])
+    return torch.Tag.data_dependent_output in func.tags
+
+
+def _fold_moves(part: torch.fx.GraphModule) -> None:
+    """Do now what copies a constant to where it is needed: a program would do it at every call."""
+    for node in list(part.graph.nodes):
+        if node.op != "call_function" or node.target not in _MOVES or node.args[0].op != "get_attr":
+            continue
+        value = getattr(part, node.args[0].target)
+        if not isinstance(value, Tensor) or isinstance(value, FakeTensor):
+            continue
+        name = f"_moved_{node.name}"
+        part.register_buffer(name, node.target(value, *node.args[1:], **node.kwargs), persistent=False)
+        with part.graph.inserting_before(node):
+            moved = part.graph.get_attr(name)
+        moved.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(moved)
+        part.graph.erase_node(node)
+
+
+def is_literal(value: Any) -> bool:
+    """Whether a constant is so small that inductor writes its numbers into the code."""
+    return not isinstance(value, FakeTensor) and value.ndim < 2 and value.numel() <= 8
+
+
+def _lift_constants(module: torch.fx.GraphModule) -> list[Tensor]:
+    """Turn the graph's constants into further inputs."""
+    constants: dict[str, tuple[torch.fx.Node, Tensor]] = {}
+    for node in list(module.graph.find_nodes(op="get_attr")):
+        value = getattr(module, node.target)
+        if not isinstance(value, Tensor) or is_literal(value):
+            continue
+        if node.target not in constants:
+            last = module.graph.find_nodes(op="placeholder")[-1:]
+            with module.graph.inserting_after(last[0]) if last else module.graph.inserting_before():
+                placeholder = module.graph.placeholder(f"constant_{len(constants)}")
+            placeholder.meta["val"] = node.meta["val"]
+            constants[node.target] = placeholder, value
+        node.replace_all_uses_with(constants[node.target][0])
+        module.graph.erase_node(node)
+    return [value for _, value in constants.values()]

@@ -122,7 +122,7 @@ def pong(precision: str) -> None:
         compilation = time.perf_counter() - start
         update, collecting = seconds(lambda: learn(state, batch), 5), seconds(lambda: next(feed), 3)
     say(
-        f"PPO ALE/Pong-v5, {precision}: update compiled in {compilation:.1f} s, {update * 1e3:.1f} ms for 4 epochs of 1,024 frames; "
+        f"PPO ALE/Pong-v5, {precision}: update compiled in {compilation:.1f} s, {update * 1e3:.1f} ms (4 x 1,024 frames); "
         f"central collects 8 x 128 frames in {collecting * 1e3:.0f} ms"
     )
 

@@ -14,7 +14,7 @@ from purerl.compiling import cuda, fallback
 if compiling.is_tested():
     from purerl.compiling import inductor, loops, tracing
 
-_building = threading.RLock()
+_one_at_a_time = threading.RLock()  # torch traces in one thread only
 
 
 class Program(NamedTuple):
@@ -58,7 +58,8 @@ def compile(f: Callable, threads: int = 1) -> Callable:
         TraceError: at the first call; what happens in `f` depends on a number inside a tensor, or it writes into one.
         ValueError: at the first call; an argument requires a gradient, which the program could not give back.
     """
-    leafwise, programs = _leafwise(f), {}
+    leafwise = _leafwise(f)
+    programs: dict[Any, Program] = {}
 
     def call(*args: Any) -> Any:
         leaves, structure = tree.flatten(args)
@@ -68,7 +69,7 @@ def compile(f: Callable, threads: int = 1) -> Callable:
         key = (structure, *[_kind(x) for x in leaves])
         program = programs.get(key)
         if program is None:
-            with _building:
+            with _one_at_a_time:
                 program = programs[key] = programs.get(key) or _build(leafwise, leaves, structure, threads)
         return tree.unflatten(program.structure, program.run([x for x in leaves if isinstance(x, Tensor)]))
 
@@ -134,7 +135,8 @@ def trace(f: Callable, *examples: Any) -> Trace:
     program, structures = _on_tensors(_leafwise(f), leaves, structure)
     if not compiling.is_tested():
         return Trace([True] * len(leaves), list(program(*leaves)), structures[0])
-    graph = tracing.trace(program, leaves)
+    with _one_at_a_time:
+        graph = tracing.trace(program, leaves)
     return Trace(graph.used, graph.results, structures[0])
 
 
@@ -148,7 +150,8 @@ def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, 
     if not compiling.is_tested():
         _, results_structure = leafwise(leaves, structure)
         return Program(fallback.build(program), results_structure)
-    return Program(inductor.build(tracing.trace(program, tensors, n_donated), threads), structures[0])
+    with _one_at_a_time:
+        return Program(inductor.build(tracing.trace(program, tensors, n_donated), threads), structures[0])
 
 
 def _on_tensors(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[Callable[..., Sequence[Tensor]], list[Any]]:

@@ -6,12 +6,12 @@ of the program out of a `scan`, `inductor` hands the graph to torch's compiler w
 
 | private name of torch | what for | the test that notices its loss |
 | --- | --- | --- |
-| `fx.experimental.proxy_tensor`: `make_fx`, proxy modes | tracing | every test of `compile` |
+| `fx.experimental.proxy_tensor`: `make_fx`, proxy modes | tracing | tests/compiling/test_tracing.py |
 | `_functorch`: the interpreter stack, `restore_vmap`, ... | a scan inside vmap | test_scan_compiled_vmapped_equals_eager_singles |
-| `_higher_order_ops.scan.scan_op`, `reenter_make_fx` | the loop in the graph | test_scan_eager_by_hand and the next |
-| `_inductor.compile_fx.compile_fx_inner`, `_guards` | from the graph to a program | every test of `compile` |
-| `_inductor.config`, `custom_graph_pass`, `ir`, `virtualized` | settings and passes | test_compiled_tanh_uses_it, test_what_a_turn_leaves... |
-| `_higher_order_ops.scan.scan` | a scan under the user's own `torch.compile` | test_torch_compile_by_hand |
+| `_higher_order_ops`: `scan_op`, `reenter_make_fx` | the loop in the graph | test_scan_takes_a_gradient_inside |
+| `_inductor.compile_fx_inner`, `_guards` | from the graph to a program | every test of `compile` |
+| `_inductor`: settings, passes, the ISA probe | speed, corrections | tests/compiling/test_passes.py, test_what_a_turn_leaves_... |
+| `_higher_order_ops.scan.scan` | a scan under the user's own `torch.compile` | test_fused_step_by_torch_compile |
 """
 
 import warnings
@@ -26,7 +26,7 @@ def is_tested() -> bool:
     if torch.__version__.startswith(tuple(f"{version}." for version in TESTED)):
         return True
     warnings.warn(
-        f"torch {torch.__version__} is none of {', '.join(TESTED)}, which purerl was tried with: it compiles with torch.compile, slower",
+        f"torch {torch.__version__} is none of {', '.join(TESTED)}, which purerl was tried with: torch.compile takes over, slower",
         stacklevel=4,
     )
     return False

@@ -57,7 +57,8 @@ def _batched(interpreter: Any, f: Callable, carry: Sequence[Tensor], xs: Sequenc
 
 
 def _emit(f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> list[Tensor]:
-    tracer, n, length = get_proxy_mode().tracer, len(carry), len(xs[0])
+    mode: Any = get_proxy_mode()
+    tracer, n, length = mode.tracer, len(carry), len(xs[0])
     with disable_proxy_modes_tracing():
         examples = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (*carry, *(x[0] for x in xs))]
         body = reenter_make_fx(lambda *args: [x.clone(memory_format=torch.contiguous_format) for x in f(*args)])(*examples)

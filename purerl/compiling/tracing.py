@@ -69,7 +69,8 @@ def trace(f: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], n_dona
     used = [bool(node.users) for node in module.graph.find_nodes(op="placeholder")]
     constants = _lift_constants(module)
     module.recompile()
-    return Graph(module, constants, used, [node.meta["val"] for node in module.graph.output_node().args[0]])
+    results: Any = module.graph.output_node().args[0]
+    return Graph(module, constants, used, [node.meta["val"] for node in results])
 
 
 def _by_value(frames: Sequence[traceback.FrameSummary]) -> str:
@@ -94,7 +95,10 @@ def _watched(f: Callable, n_donated: int) -> Callable:
 
 
 class _Watch(TorchDispatchMode):
-    """Raises where a function asks for the numbers in a tensor, or writes into one, but for whole donated ones, and for what torch itself does to its own."""
+    """Raises where a function asks for the numbers in a tensor, or writes into one.
+
+    But it may write into a whole donated one, and torch itself into its own: autograd does, on a GPU in a thread without a stack.
+    """
 
     def __init__(self, donated: Sequence[Tensor]) -> None:
         super().__init__()
@@ -105,8 +109,7 @@ class _Watch(TorchDispatchMode):
             raise TraceError(_by_value(traceback.extract_stack()))
         if func._schema.is_mutable and not (func is torch.ops.aten.copy_.default and id(args[0]) in self._donated):
             frames = traceback.extract_stack()
-            inner = itertools.takewhile(lambda frame: frame.filename.startswith(_LIBRARIES), reversed(frames))
-            inner = list(inner)
+            inner = list(itertools.takewhile(lambda frame: frame.filename.startswith(_LIBRARIES), reversed(frames)))
             if len(inner) < len(frames) and not any(part in frame.filename for frame in inner for part in _WRITES_ITS_OWN):
                 name = func._schema.name.removeprefix("aten::")
                 raise TraceError(

@@ -18,16 +18,18 @@ from typing import Any, NoReturn, get_args
 
 import click
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from purerl import algos, envs, plot, samplers
 from purerl import train as training
-from purerl.checkpoint import CheckpointError
-from purerl.evaluate import evaluate, record_video
+from purerl.checkpoint import CheckpointError, write_atomically
+from purerl.evaluate import check_video, evaluate, record_video
 
 _USER_ERRORS = (ValueError, ImportError, CheckpointError, OSError, samplers.EnvError, samplers.WorkerError)
 COMPILING = "compiling (once; up to a minute)"
+ONCE = 0.2  # seconds within which a signal sent twice, as `timeout` sends it to a process and to its group, counts once
 SAY_EVERY = 30.0  # seconds between two lines where there is no terminal
 console = Console(stderr=True)
 
@@ -68,6 +70,14 @@ def _setting(text: str) -> tuple[str, Any]:
     return name, value
 
 
+def _count(text: str) -> int:
+    """A whole number, as `1000000`, `1_000_000` or `1e6`."""
+    if not float(text).is_integer():
+        raise ValueError
+    return int(float(text)) if "e" in text.lower() else int(text)
+
+
+COUNT = Parsed("int", _count, "a valid integer")
 NUMBERS = Parsed("number[,number...]", _numbers, "a number, nor several separated by commas")
 WIDTHS = Parsed("int[,int...]", lambda text: tuple(map(int, _parts(text))), "a list of whole numbers such as 64,64")
 NAMES = Parsed("name[,name...]", lambda text: tuple(_parts(text)))
@@ -83,7 +93,7 @@ def _field_option(field: dataclasses.Field) -> click.Option:
         return click.Option([flag], type=click.Choice(field.metadata["choices"]), help=help)
     if isinstance(field.default, tuple):
         return click.Option([flag], type=NAMES if get_args(field.type)[0] is str else WIDTHS, help=help)
-    return click.Option([flag], type=click.INT if isinstance(field.default, int) else NUMBERS, help=help)
+    return click.Option([flag], type=COUNT if isinstance(field.default, int) else NUMBERS, help=help)
 
 
 def _user_errors(f: Callable) -> Callable:
@@ -117,8 +127,8 @@ class _Algorithms(click.Group):
                 help="CartPole-v1 (pure where there is a port), gym:CartPole-v1, HalfCheetah-v5, ALE/Pong-v5, my_module:MyEnv-v0",
             ),
             click.Option(["--env-option", "env_options"], multiple=True, type=SETTING, help="for its constructor, as sticky=0.25"),
-            click.Option(["--seeds"], type=int, default=1, show_default=True, help="seeds of each variant"),
-            click.Option(["--steps"], type=int, help="environment steps of each lane [the preset's]"),
+            click.Option(["--seeds"], type=COUNT, default=1, show_default=True, help="seeds of each variant"),
+            click.Option(["--steps"], type=COUNT, help="environment steps of each lane [the preset's]"),
             click.Option(["--out"], type=click.Path(path_type=Path), required=True, help="folder of the run"),
             click.Option(["--device"], default="cpu", show_default=True),
             click.Option(["--threads"], type=int, default=0, help="CPU threads of the updates [as many as there are cores]"),
@@ -140,6 +150,7 @@ class _Algorithms(click.Group):
 @click.version_option(package_name="purerl")
 def main() -> None:
     """Deep reinforcement learning as pure functions in PyTorch."""
+    warnings.formatwarning = lambda message, category, *rest: f"{category.__name__}: {message}\n"  # without a line of the source
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # for environments in modules of one's own
 
@@ -160,6 +171,7 @@ def _train(
     **fields: Any,
 ) -> None:
     given = {name: value for name, value in fields.items() if value is not None}
+    place, curve = out.absolute(), png and png.absolute()  # an environment may go to another folder
 
     def take(record: Any) -> Any:
         return record(**{f.name: given.pop(f.name) for f in dataclasses.fields(record) if f.name in given})
@@ -172,14 +184,14 @@ def _train(
     if steps is None:
         steps = algos.find(algo).default_config(envs.make(env, **options).spec).total_steps
     run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating)
-    training.prepare(out, run)
-    _run(run, out, resume=False)
-    if png is not None:
-        plot.plot([out], png)
-        console.print(f"curve: {png}")
+    training.prepare(place, run)
+    _run(run, place, out, resume=False)
+    if curve is not None:
+        console.print(f"curve: {plot.plot([place], curve)}")
 
 
-def _run(run: training.Run, out: Path, resume: bool) -> None:
+def _run(run: training.Run, place: Path, out: Path, resume: bool) -> None:
+    """Train in the folder `place`, which the user calls `out`."""
     if run.collecting.sampler != "fused":
         console.print(f"sampler: {run.collecting.sampler}")
     said: set[str] = set()
@@ -200,7 +212,7 @@ def _run(run: training.Run, out: Path, resume: bool) -> None:
                 say(progress.failed)
                 tell(progress)
 
-            failures = training.train(run, out, resume, report)
+            failures = training.train(run, place, resume, report)
     except KeyboardInterrupt:
         _end(f"interrupted; go on with: purerl resume {out}")
     except CheckpointError:
@@ -209,7 +221,7 @@ def _run(run: training.Run, out: Path, resume: bool) -> None:
         message = str(error) if isinstance(error, _USER_ERRORS) else f"{type(error).__name__}: {error}"
         if not isinstance(error, samplers.EnvError | samplers.WorkerError):  # these say by themselves where they come from
             with contextlib.suppress(OSError):
-                (out / "error.log").write_text(traceback.format_exc())
+                write_atomically(place / "error.log", traceback.format_exc().encode())
                 message += f"\nits traceback is in {out / 'error.log'}"
         notes = getattr(error, "__notes__", [])
         _end("\n".join([message, *(f"{note}; go on with: purerl resume {out}" for note in notes)]))
@@ -269,15 +281,20 @@ def _figures(p: training.Progress) -> str:
 def _ending_politely() -> Iterator[None]:
     """The first Ctrl-C or SIGTERM says what happens now and raises a KeyboardInterrupt; the second ends the process at once."""
 
-    ending = False
+    ending = 0.0
 
     def first(number: int, frame: Any) -> None:
         nonlocal ending
-        ending = True
+        ending = time.monotonic()
         for n in handled:
-            signal.signal(n, signal.SIG_DFL)
+            signal.signal(n, second)
         os.write(2, b"\nending: saving the last good state; once more ends at once\n")
         raise KeyboardInterrupt
+
+    def second(number: int, frame: Any) -> None:
+        if time.monotonic() - ending > ONCE:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     main_thread = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
@@ -309,13 +326,14 @@ def _end(message: str) -> NoReturn:
 @_user_errors
 def _resume(folder: Path) -> None:
     """Go on with a run that was interrupted, exactly where its last checkpoint stands."""
-    run = training.load_run(folder)
-    if training.finished(folder, run):
+    place = folder.absolute()
+    run = training.load_run(place)
+    if training.finished(place, run):
         console.print(
             f"run: {folder} is finished, all its {run.steps:,} steps are taken; another --out and more --steps train longer"
         )
         return
-    _run(run, folder, resume=True)
+    _run(run, place, folder, resume=True)
 
 
 @main.command("eval")
@@ -327,16 +345,23 @@ def _resume(folder: Path) -> None:
 @_user_errors
 def _eval(folder: Path, episodes: int, steps: int, seed: int, video: Path | None) -> None:
     """Play whole episodes with the mode of each lane's policy."""
+    folder, film = folder.absolute(), video and video.absolute()
     run = training.load_run(folder)
+    if film is not None:
+        check_video(str(film))
+    if run.device != "cpu" and not torch.cuda.is_available():
+        run = dataclasses.replace(run, device="cpu")  # trained elsewhere
     algo, env = training.build(run)
-    states = training.load_state(folder, run, algo, env)[0].learner.algo
+    lanes, meta = training.load_state(folder, run, algo, env)
+    states = lanes.learner.algo
+    click.echo(f"after {meta['update'] * algo.config.n_envs * algo.config.n_steps:,} steps:")
     returns, lengths = evaluate(algo, env, states, episodes, seed, steps)
     for (variant, lane_seed), r, n in zip(training.lanes(run), returns, lengths, strict=True):
         click.echo(f"{training.lane_name(variant, lane_seed)}  return {r.mean():.1f} +- {r.std():.1f}  length {n.mean():.1f}")
     click.echo(f"all  return {np.concatenate(returns).mean():.1f}  ({sum(map(len, returns))} episodes)")
-    if video is not None:
+    if film is not None:
         best = int(np.argmax([x.mean() for x in returns]))
-        total = record_video(algo, env, states[best], str(video), seed)
+        total = record_video(algo, env, states[best], str(film), seed)
         click.echo(f"video: {video} (return {total:.1f})")
 
 
@@ -347,8 +372,7 @@ def _eval(folder: Path, episodes: int, steps: int, seed: int, video: Path | None
 @_user_errors
 def _plot(folders: tuple[Path, ...], out: Path | None, column: str) -> None:
     """Draw learning curves of one or several runs."""
-    out = out or folders[0] / "curve.png"
-    plot.plot(list(folders), out, column)
+    out = plot.plot(list(folders), out or folders[0] / "curve.png", column)
     click.echo(f"curve: {out}")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ import torch
 from purerl import envs, spaces, tree
 from purerl.base import Algorithm, Env, EnvSpec, Inputs
 from purerl.envs.generators import seeded, stream
+from purerl.extras import how_to_install
 from purerl.rollout import masked
 from purerl.samplers import EnvError
 from purerl.spaces import env_actions, to_tensors, zero_actions
@@ -110,7 +112,7 @@ def _play(
 def _call(what: str, f: Callable, *args: Any, **kwargs: Any) -> Any:
     try:
         return f(*args, **kwargs)
-    except Exception as error:
+    except envs.RAISED as error:
         raise EnvError(f"evaluation: {what} raised {type(error).__name__}: {error}") from error
 
 
@@ -122,31 +124,48 @@ def _check(what: str, x: torch.Tensor, right: torch.Tensor, wanted: str) -> None
 
 
 def record_video(algo: Algorithm, env: Env | envs.HostEnv, state: Any, path: str, seed: int) -> float:
-    """Play one episode with one state and write it as a video: of what the environment renders, or else of what the policy sees.
+    """Play one episode with one state, on the CPU, and write it as a video: of what the environment renders, or of what is seen.
 
     Args:
         state: the algorithm's, without a leading axis.
-        path: of the video; the ending chooses the format (`.mp4`, `.gif`).
+        path: of the video; the ending chooses the format (`.mp4`, `.gif`). Its folder is made if there is none.
 
     Returns:
         The episode's return.
 
     Raises:
-        ImportError: `moviepy`, or what the environment renders with, is not installed.
-        OSError: the environment cannot be drawn here.
+        ValueError, ImportError: as `check_video`; what the environment renders with is not installed.
+        OSError: the environment cannot be drawn here, or the video cannot be written.
     """
-    try:
-        from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
-    except ImportError as error:
-        raise _no_video(error) from None
+    check_video(path)
+    from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
+
     with stream(seeded(seed)):
-        frames, total, fps = _film(algo, env, state, seed)
+        frames, total, fps = _film(algo, env, tree.map(lambda x: x.cpu(), state), seed)
     clip = ImageSequenceClip(frames, fps=fps)
-    if path.endswith(".gif"):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if path.lower().endswith(".gif"):
         clip.write_gif(path, logger=None)
     else:
         clip.write_videofile(path, logger=None)
+    if not Path(path).is_file():
+        raise OSError(f"video: {path} could not be written")
     return total
+
+
+def check_video(path: str) -> None:
+    """Raise before any work is done.
+
+    Raises:
+        ValueError: the path does not end in `.mp4` or `.gif`.
+        ImportError: `moviepy` is not installed.
+    """
+    if not path.lower().endswith((".mp4", ".gif")):
+        raise ValueError(f"video: {path} does not end in .mp4 or .gif")
+    try:
+        import moviepy  # noqa: F401
+    except ImportError as error:
+        raise _no_video(error) from None
 
 
 def _film(algo: Algorithm, env: Env | envs.HostEnv, state: Any, seed: int) -> tuple[list[np.ndarray], float, int]:
@@ -186,13 +205,19 @@ def _render(id: str, make: Callable[[], gym.Env] | None) -> gym.Env:
             raise OSError(f"render returned {type(drawn).__name__}, not an array [H, W, 3]")
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _no_video(error) from None
-    except Exception as error:  # each renderer has errors of its own for a machine without a display
-        raise OSError(f"video: {id} cannot be drawn ({error}); without a display, MuJoCo draws with MUJOCO_GL=egl") from None
+    except envs.RAISED as error:  # each renderer has errors of its own for a machine without a display
+        raise OSError(f"video: {id} cannot be drawn ({error}); {_drawing_advice(error)}") from None
     return env
 
 
+def _drawing_advice(error: BaseException) -> str:
+    if isinstance(error, TypeError) and "render_mode" in str(error):
+        return "let its constructor take render_mode, and its render() return an array [H, W, 3]"
+    return "without a display, MuJoCo draws with MUJOCO_GL=egl"
+
+
 def _no_video(error: Exception) -> ImportError:
-    return ImportError(f'video: {error}; install what it needs with: pip install "purerl[video]"')
+    return ImportError(f"video: {error}; install what it needs with: {how_to_install('video')}")
 
 
 class _Screen:

@@ -1,12 +1,16 @@
 """Where figures go: rllab's folder of CSV files, and TensorBoard."""
 
+import contextlib
 import csv
 import io
 import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from purerl.checkpoint import write_atomically
@@ -38,18 +42,20 @@ class CsvLog:
             writer.writeheader()
             writer.writerows(rows)
         write_atomically(path, text.getvalue().encode())
-        self._file: TextIO = open(path, "a", newline="")  # noqa: SIM115
+        self._path, self._file = path, open(path, "a", newline="")  # noqa: SIM115
         self._fields = header if rows else None
 
     def write(self, row: dict[str, Any]) -> None:
-        if self._fields is None:
-            self._fields = list(row)
-            csv.DictWriter(self._file, self._fields, lineterminator="\n").writeheader()
-        csv.DictWriter(self._file, self._fields, lineterminator="\n").writerow(row)
-        self._file.flush()
+        with _naming(self._path):
+            if self._fields is None:
+                self._fields = list(row)
+                csv.DictWriter(self._file, self._fields, lineterminator="\n").writeheader()
+            csv.DictWriter(self._file, self._fields, lineterminator="\n").writerow(row)
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a row that could not be written, which `write` has raised
+            self._file.close()
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -61,14 +67,38 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 class TensorBoardLog:
-    """TensorBoard scalars of one run."""
+    """TensorBoard scalars of one run; every row is on its way to the disk when `write` returns.
+
+    Args:
+        purge_step: rows from this step on, left by an earlier process, are to be forgotten.
+    """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._folder = folder
+        with _naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"))
+            if purge_step is not None:
+                self._event(purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, row: dict[str, float]) -> None:
         values = [Summary.Value(tag=name, simple_value=x) for name, x in row.items() if math.isfinite(x)]
-        self._writer.file_writer.add_summary(Summary(value=values), int(row[STEPS]))  # one event a row: ten times cheaper
+        with _naming(self._folder):
+            self._event(int(row[STEPS]), summary=Summary(value=values))  # one event a row: ten times cheaper
+
+    def _event(self, step: int, **what: Any) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **what))
+        self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error of the disk say what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

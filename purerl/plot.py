@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from purerl.extras import how_to_install
 from purerl.logs import STEPS, read_rows
 
 
@@ -28,7 +29,7 @@ def read_curves(folder: Path, column: str) -> dict[str, tuple[np.ndarray, np.nda
             curve = [(float(row[STEPS]), float(row[column])) for row in rows]
             groups["" if variant == "." else variant].append(np.array(curve))
     if not groups:
-        raise ValueError(f"{folder}: no {name} with rows below it")
+        raise ValueError(f"{folder}: no {name} with rows below it; the run has made no progress yet, or it is another folder's")
     curves = {}
     for variant, seeds in groups.items():
         n = min(len(seed) for seed in seeds)
@@ -51,8 +52,11 @@ def interquartile_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     return centre, band.low, band.high
 
 
-def plot(folders: list[Path], out: Path, column: str = "ReturnAverage") -> None:
-    """Draw the curves of one or several runs into one picture.
+def plot(folders: list[Path], out: Path, column: str = "ReturnAverage") -> Path:
+    """Draw the curves of one or several runs into one picture; a path without an ending becomes `.png`.
+
+    Returns:
+        The picture's path.
 
     Raises:
         ValueError: as `read_curves`.
@@ -62,7 +66,7 @@ def plot(folders: list[Path], out: Path, column: str = "ReturnAverage") -> None:
         import scipy  # noqa: F401
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f'plot: {error}; install what it needs with: pip install "purerl[plot]"') from None
+        raise ImportError(f"plot: {error}; install what it needs with: {how_to_install('plot')}") from None
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -76,5 +80,7 @@ def plot(folders: list[Path], out: Path, column: str = "ReturnAverage") -> None:
     axes.set_title("inter-quartile mean over seeds, 95 % bootstrap band")
     axes.grid(alpha=0.3)
     axes.legend()
+    out = out if out.suffix else out.with_suffix(".png")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
+    return out

@@ -44,7 +44,7 @@ class Collecting:
     )
     decorrelate: int = cfg.count(0, "each environment begins with up to so many random steps", low=0)
     infos: tuple[str, ...] = cfg.setting((), "infos at the end of an episode to record")
-    timeout: float = cfg.number(60.0, "seconds after which an environment in a worker hangs")
+    timeout: float = cfg.number(60.0, "seconds after which an environment in a worker hangs", low=0.01)
     restarts: int = cfg.count(3, "how often dead workers are replaced", low=0)
 
     def __post_init__(self) -> None:
@@ -214,9 +214,15 @@ def plan(
     n = batch.n_envs * batch.n_steps
     if steps < n:
         raise ValueError(f"steps = {steps} is less than one batch of n_envs * n_steps = {batch.n_envs} * {batch.n_steps} = {n}")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device = {device!r} is not available; this machine has only 'cpu'")
+    check_device(device)
     return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, batch.n_envs))
+
+
+def check_device(device: str) -> None:
+    """Raise a `ValueError` if there is no such device here."""
+    found = ["cpu", *(name for i in range(torch.cuda.device_count()) for name in (*(["cuda"] if i == 0 else []), f"cuda:{i}"))]
+    if device not in found:
+        raise ValueError(f"device = {device!r} is not available; this machine has {', '.join(found)}")
 
 
 def check_sweep(config: Any, name: str, values: list) -> None:
@@ -447,18 +453,31 @@ def prepare(out: Path, run: Run) -> None:
     Raises:
         ValueError: the folder holds a run already, or cannot be written.
     """
-    if (out / "config.json").exists():
-        raise ValueError(f"out: {out} already holds a run; choose another folder, or continue it with: purerl resume {out}")
+    _refuse_a_run(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for variant, seed in lanes(run):
-            folder = out / lane_name(variant, seed)
-            folder.mkdir(parents=True, exist_ok=True)
-            params = {"algo": run.algo, "env": run.env, "seed": seed, **run.config, **variant}
-            checkpoint.write_atomically(folder / "params.json", json.dumps(params, indent=2).encode())
-        checkpoint.write_atomically(out / "config.json", json.dumps(dataclasses.asdict(run), indent=2).encode())
+        with checkpoint.locked(out):
+            _refuse_a_run(out)  # another process may have been faster
+            _describe(out, run)
     except OSError as error:
         raise ValueError(f"out: {out} cannot be written ({error.strerror})") from None
+
+
+def _refuse_a_run(out: Path) -> None:
+    if (out / "config.json").exists():
+        raise ValueError(f"out: {out} already holds a run; choose another folder, or continue it with: purerl resume {out}")
+    if any((out / "checkpoints").glob("*.safetensors")):
+        raise ValueError(
+            f"out: {out} holds the checkpoints of a run whose config.json is gone; choose another folder, or delete it"
+        )
+
+
+def _describe(out: Path, run: Run) -> None:
+    for variant, seed in lanes(run):
+        folder = out / lane_name(variant, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        params = {"algo": run.algo, "env": run.env, "seed": seed, **run.config, **variant}
+        checkpoint.write_atomically(folder / "params.json", json.dumps(params, indent=2).encode())
+    checkpoint.write_atomically(out / "config.json", json.dumps(dataclasses.asdict(run), indent=2).encode())
 
 
 def load_run(out: Path) -> Run:
@@ -472,7 +491,7 @@ def load_run(out: Path) -> Run:
         collecting, evaluating = found.pop("collecting"), found.pop("evaluating")
         collecting["infos"] = tuple(collecting["infos"])
         return Run(**found, collecting=Collecting(**collecting), evaluating=Evaluating(**evaluating))
-    except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{out}: holds no run ({error})") from None
 
 
@@ -528,9 +547,11 @@ def train(
         The lanes that stopped because a number was no longer finite; their last good state is in the checkpoint.
 
     Raises:
-        CheckpointError: resuming, and none of the checkpoints is whole, or they are gone; or another process trains this run.
+        CheckpointError: resuming, and none of the checkpoints is whole, or they are gone; not resuming, and there are some; or
+            another process trains this run.
         Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
     """
+    out = out.absolute()  # an environment may go to another folder
     with checkpoint.locked(out), _threads(run.threads or torch.get_num_threads()):
         return _train(run, out, resume, report, checkpoint_every)
 
@@ -547,6 +568,7 @@ def _threads(n: int) -> Iterator[None]:
 
 
 def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None], checkpoint_every: float) -> list[Failure]:
+    check_device(run.device)
     algo, env = build(run)
     folder = out / "checkpoints"
     if resume and not any(folder.glob("step_*")) and rows_written(out, run):
@@ -554,9 +576,11 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
             f"{folder}: the checkpoints are gone; the figures of the run's steps are still in {out}. "
             f"To begin anew, train into another folder, or delete {out} first"
         )
-    saved = resume and any(folder.glob("step_*"))
+    saved = any(folder.glob("step_*"))
+    if saved and not resume:
+        raise checkpoint.CheckpointError(f"{folder}: holds the checkpoints of a run; resume it, or train into another folder")
     found, meta = load_state(out, run, algo, env) if saved else (None, {})
-    start_update, seconds = int(meta.get("update", 0)), float(meta.get("seconds", 0.0))
+    start_update, seconds, lost = int(meta.get("update", 0)), float(meta.get("seconds", 0.0)), int(meta.get("lost", 0))
     program = make_program(run, algo, env, start_update)
     done = Point(start_update, initial_state(run, program) if found is None else found)
 
@@ -571,6 +595,7 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
 
     def save() -> None:
         now = {"update": done.update, "seconds": time.monotonic() - start_at, "evaluated": evaluator.evaluated}
+        now["lost"] = lost + program.lost()
         checkpoint.save_step(folder, done.update * batch, done.lanes, now)
 
     def tell() -> None:
@@ -599,7 +624,7 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
                 seconds_each = (now - start) / (done.update - first)
             rate = batch * n_lanes / seconds_each if done.update > first else 0.0
             if done.update % row_every == 0 or done.update == n_updates:
-                sinks.write(state.learner, info, done.update * batch, now - start_at, rate / n_lanes, failed, program.lost())
+                sinks.write(state.learner, info, done.update * batch, now - start_at, rate / n_lanes, failed, lost + program.lost())
             evaluator.look(state, done.update * batch, last=done.update == n_updates)
             if now - last_report > REPORT_EVERY or done.update in (first, n_updates):
                 tell()
@@ -616,9 +641,9 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
             error.add_note(f"the run up to there could not be saved ({lost}); the checkpoint before is whole")
         raise
     finally:
-        evaluator.close()
-        sinks.close()
-        program.close()
+        with contextlib.ExitStack() as closing:
+            for part in (program, sinks, evaluator):
+                closing.callback(part.close)
     note_failures(failed, sinks.names, done.lanes)
     return list(failed.values())
 

@@ -1,7 +1,6 @@
 """How functions run: `compile`, `specialize`, `vmap` and `scan`. What they compute stays the same."""
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +12,6 @@ from purerl.compiling import cuda, fallback
 
 if compiling.is_tested():
     from purerl.compiling import inductor, loops, tracing
-
-_one_at_a_time = threading.RLock()  # torch traces in one thread only
 
 
 class Program(NamedTuple):
@@ -69,7 +66,7 @@ def compile(f: Callable, threads: int = 1) -> Callable:
         key = (structure, *[_kind(x) for x in leaves])
         program = programs.get(key)
         if program is None:
-            with _one_at_a_time:
+            with compiling.one_at_a_time:
                 program = programs[key] = programs.get(key) or _build(leafwise, leaves, structure, threads)
         return tree.unflatten(program.structure, program.run([x for x in leaves if isinstance(x, Tensor)]))
 
@@ -135,7 +132,7 @@ def trace(f: Callable, *examples: Any) -> Trace:
     program, structures = _on_tensors(_leafwise(f), leaves, structure)
     if not compiling.is_tested():
         return Trace([True] * len(leaves), list(program(*leaves)), structures[0])
-    with _one_at_a_time:
+    with compiling.one_at_a_time:
         graph = tracing.trace(program, leaves)
     return Trace(graph.used, graph.results, structures[0])
 
@@ -150,7 +147,7 @@ def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, 
     if not compiling.is_tested():
         _, results_structure = leafwise(leaves, structure)
         return Program(fallback.build(program), results_structure)
-    with _one_at_a_time:
+    with compiling.one_at_a_time:
         return Program(inductor.build(tracing.trace(program, tensors, n_donated), threads), structures[0])
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import click
 import gymnasium as gym
 import pytest
 from click.testing import CliRunner
@@ -46,7 +47,7 @@ def invoke(args, tmp_path):
             "PPOConfig.n_minibatches = 7 does not divide the batch of n_envs * n_steps = 4 * 128 = 512",
         ),
         ([*TRAIN, "--activation", "sine"], "Invalid value for '--activation': 'sine' is not one of 'tanh', 'relu', 'elu', 'silu'."),
-        ([*TRAIN, "--device", "cuda"], "device = 'cuda' is not available; this machine has only 'cpu'"),
+        ([*TRAIN, "--device", "cuda"], "device = 'cuda' is not available; this machine has cpu"),
         (
             ["train", "ppo", "--env", "gym:Blackjack-v1", "--out", "OUT", "--normalize-obs"],
             "normalize_obs = True needs a Box of floats",
@@ -239,15 +240,26 @@ def test_ctrl_c_while_compiling_ends_soon_and_says_so(tmp_path, number):
     assert [path.stem for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000000000000"]
 
 
-def test_the_second_ctrl_c_ends_at_once():
-    before = signal.getsignal(signal.SIGINT)
+TWICE = """
+import signal, time
+from purerl import cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with cli._ending_politely():
     try:
-        with pytest.raises(KeyboardInterrupt), cli._ending_politely():
-            signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGINT, before)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        signal.raise_signal(signal.SIGINT)
+        print("the same one", flush=True)
+        time.sleep(2 * cli.ONCE)
+        signal.raise_signal(signal.SIGINT)
+        print("not here", flush=True)
+"""
+
+
+def test_the_second_ctrl_c_ends_at_once():
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "the same one\n"), done.stderr
 
 
 def test_the_resumption_of_a_finished_run_says_that_it_is(tmp_path):
@@ -351,3 +363,24 @@ def test_bring_your_own_environment(tmp_path, sampler):
     header, *rows = (tmp_path / "run" / "seed_000" / "progress.csv").read_text().splitlines()
     assert "angleAverage" in header
     assert len(rows) > 0
+
+
+def test_a_video_that_cannot_be_is_refused_before_anything_is_played(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.training, "load_run", lambda folder: None)
+    result = invoke(["eval", "OUT", "--video", str(tmp_path / "film")], tmp_path)
+    assert result.exit_code == 1
+    assert "film does not end in .mp4 or .gif" in " ".join(result.output.split())
+    monkeypatch.setitem(sys.modules, "moviepy", None)
+    result = invoke(["eval", "OUT", "--video", str(tmp_path / "film.mp4")], tmp_path)
+    assert 'pip install "purerl[video]"' in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e6", 1_000_000), ("1_000", 1000), ("12", 12)])
+def test_whole_numbers_as_people_write_them(text, number):
+    assert cli.COUNT.convert(text, None, None) == number
+
+
+@pytest.mark.parametrize("text", ["1.5", "1e-3", "many", "1e400"])
+def test_what_is_no_whole_number(text):
+    with pytest.raises(click.BadParameter):
+        cli.COUNT.convert(text, None, None)

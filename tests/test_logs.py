@@ -1,4 +1,8 @@
-from purerl.logs import STEPS, CsvLog, read_rows
+import errno
+
+import pytest
+
+from purerl.logs import STEPS, CsvLog, TensorBoardLog, read_rows
 
 
 def test_rows_survive_a_cut_line_and_drop_what_lies_beyond(tmp_path):
@@ -15,6 +19,19 @@ def test_rows_survive_a_cut_line_and_drop_what_lies_beyond(tmp_path):
     log.close()
     assert (tmp_path / "progress.csv").read_text() == f"{STEPS},x\n10,1.0\n20,2.0\n30,9.0\n"
     assert header == [STEPS, "x"]
+
+
+@pytest.mark.parametrize("kind", [CsvLog, TensorBoardLog])
+def test_a_full_disk_is_told_with_the_path(tmp_path, kind):
+    log = kind(tmp_path / "here")
+    if kind is TensorBoardLog:
+        log._writer._py_recordio_writer._writer = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    else:
+        log._file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(OSError, match=r"No space left on device.*here") as caught:
+        log.write({STEPS: 10, "x": 1.0})
+    assert caught.value.errno == errno.ENOSPC
+    log.close()
 
 
 def test_a_new_log_starts_empty(tmp_path):

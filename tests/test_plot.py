@@ -32,7 +32,7 @@ def test_curves_and_picture(tmp_path):
 
 
 def test_nothing_to_draw(tmp_path):
-    with pytest.raises(ValueError, match=r": no progress.csv with rows below it$"):
+    with pytest.raises(ValueError, match=r": no progress.csv with rows below it; the run has made no progress yet"):
         plot.plot([tmp_path], tmp_path / "x.png")
     fake_run(tmp_path)
     with pytest.raises(ValueError, match=r": no column 'Loss'; it has Diagnostics/CumSteps, ReturnAverage$"):

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -189,6 +190,47 @@ def test_the_guard_looks_at_the_whole_state_of_the_algorithm(bad):
     assert going == (bad is None)
     assert_trees_equal(after, before if bad else tree.pack(new)[0])
     assert not guarded(before, torch.tensor(False))[1]
+
+
+def test_a_full_disk_ends_the_run_and_its_workers(tmp_path, small_run, monkeypatch):
+    run = small_run(tmp_path, "worlds:Fixed-v0", 6400, collecting=training.Collecting(sampler="parallel", n_workers=2))
+    write, rows = training.logs.CsvLog.write, []
+
+    def fill(self, row):
+        rows.append(row)
+        if len(rows) > 2:
+            raise OSError(28, "No space left on device", str(self._path))
+        write(self, row)
+
+    def fail(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training.logs.CsvLog, "write", fill)
+    monkeypatch.setattr(training.logs.CsvLog, "close", fail)
+    with pytest.raises(OSError, match="No space"):
+        training.train(run, tmp_path)
+    assert not multiprocessing.active_children()
+    assert checkpoint.newest_meta(tmp_path / "checkpoints")["update"] > 0
+
+
+def test_a_folder_with_checkpoints_is_no_place_for_a_new_run(tmp_path, small_run):
+    run = small_run(tmp_path)
+    training.train(run, tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="holds the checkpoints of a run; resume it, or train into another"):
+        training.train(run, tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"holds the checkpoints of a run whose config\.json is gone"):
+        training.prepare(tmp_path, run)
+
+
+def test_an_environment_that_goes_to_another_folder(tmp_path, small_run, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = {"folder": str(tmp_path / "elsewhere")}
+    run = small_run(Path("run"), "worlds:Wandering-v0", 320, env_options=options)
+    training.train(run, Path("run"))
+    assert checkpoint.newest_meta(tmp_path / "run" / "checkpoints")["update"] == 10
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_an_infinite_observation_leaves_the_normaliser_alone(tmp_path, small_run):

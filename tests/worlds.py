@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -119,7 +121,59 @@ class Faulty(Walk):
                 os._exit(7)
             case "stop":
                 raise StopIteration
+            case "quit":
+                sys.exit(0)
         return WRONG.get(self.fault, {})
+
+
+class Brittle(Walk):
+    """Kills its process at a step, once, and the next process, where it is made again."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = Path(folder)
+        self._die_of("made again", then="nothing")
+
+    def step(self, action):
+        if self.n == 2:
+            self._die_of("step", then="made again")
+        return super().step(action)
+
+    def _die_of(self, cause, then):
+        try:
+            (self.folder / cause).rename(self.folder / then)
+        except FileNotFoundError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Retentive(gym.Env):
+    """Shows the last two actions that it was sent, which it keeps as they came."""
+
+    observation_space, action_space = gym.spaces.Box(-np.inf, np.inf, (2,)), gym.spaces.Box(-1, 1, (1,))
+
+    def reset(self, seed=None, options=None):
+        self.kept = [np.zeros(1, np.float32)] * 2
+        return self._obs(), {}
+
+    def _obs(self):
+        return np.concatenate(self.kept).astype(np.float32)
+
+    def step(self, action):
+        self.kept = [self.kept[1], action]
+        return self._obs(), 1.0, False, False, {}
+
+
+class Wandering(Walk):
+    """Goes to another folder with every reset."""
+
+    def __init__(self, folder, **kwargs):
+        super().__init__(**kwargs)
+        self.folder = folder
+
+    def reset(self, seed=None, options=None):
+        os.chdir(self.folder)
+        return super().reset(seed=seed, options=options)
 
 
 class Drawing(gym.Env):
@@ -345,3 +399,4 @@ register("Walk-v0", Walk, max_episode_steps=6)
 register("Fixed-v0", Fixed)
 register("Informed-v0", Informed)
 register("Faulty-v0", Faulty)
+register("Wandering-v0", Wandering)

@@ -14,19 +14,24 @@ of the program out of a `scan`, `inductor` hands the graph to torch's compiler w
 | `_higher_order_ops.scan.scan` | a scan under the user's own `torch.compile` | test_fused_step_by_torch_compile |
 """
 
+import functools
+import threading
 import warnings
 
 import torch
 
+one_at_a_time = threading.RLock()  # torch traces in one thread only
 TESTED = ("2.11", "2.13", "2.14")
 
 
 def is_tested() -> bool:
-    """Whether this version of torch is one that the room was tried with; warns once if not."""
-    if torch.__version__.startswith(tuple(f"{version}." for version in TESTED)):
-        return True
-    warnings.warn(
-        f"torch {torch.__version__} is none of {', '.join(TESTED)}, which purerl was tried with: torch.compile takes over, slower",
-        stacklevel=4,
-    )
-    return False
+    """Whether this version of torch is one that the room was tried with; warns, once, if not."""
+    tested = torch.__version__.startswith(tuple(f"{version}." for version in TESTED))
+    if not tested:
+        _warn(f"torch {torch.__version__} is none of {TESTED}, which purerl was tried with: torch.compile takes over, slower")
+    return tested
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)

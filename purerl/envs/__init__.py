@@ -1,13 +1,25 @@
 """Environments: pure ports, probes, and the doors to and from Gymnasium and ALE."""
 
 from purerl.envs.atari import GAME_OVER, RAW_REWARD, AtariVector
-from purerl.envs.registry import PURE, HostEnv, atari, host, make, pure, route_mujoco_warnings, to_vector, vector_host
+from purerl.envs.registry import (
+    PURE,
+    RAISED,
+    HostEnv,
+    atari,
+    host,
+    make,
+    pure,
+    route_mujoco_warnings,
+    to_vector,
+    vector_host,
+)
 from purerl.envs.vector import PureVectorEnv, to_gymnasium
 from purerl.envs.wrappers import accept_keys, time_limit
 
 __all__ = [
     "GAME_OVER",
     "PURE",
+    "RAISED",
     "RAW_REWARD",
     "AtariVector",
     "HostEnv",

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from purerl.base import EnvSpec
+from purerl.extras import how_to_install
 
 # What our own vector environments tell in their infos, under names that nobody else's environment uses.
 RAW_REWARD, GAME_OVER = "purerl/raw_reward", "purerl/game_over"
@@ -104,7 +105,7 @@ def describe(id: str, **kwargs: Any) -> tuple[EnvSpec, partial]:
     try:
         import ale_py
     except ImportError:
-        raise ImportError(f'environment: {id!r} needs ale-py; install it with: pip install "purerl[atari]"') from None
+        raise ImportError(f"environment: {id!r} needs ale-py; install it with: {how_to_install('atari')}") from None
     gym.register_envs(ale_py)
     if id not in gym.registry:
         near = difflib.get_close_matches(id, [name for name in gym.registry if name.startswith("ALE/")], n=3)

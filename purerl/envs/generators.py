@@ -1,8 +1,9 @@
 """The global generators of numpy, Python and torch: environments that draw from them get streams of their own."""
 
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,9 +49,19 @@ def stream(states: Generators) -> Iterator[list[Generators]]:
         install(outside)
 
 
-def undisturbed() -> AbstractContextManager:
-    """What runs inside draws as it would, but the global generators are afterwards as before."""
-    return stream(current())
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What runs inside draws as it would and goes where it likes, but generators and working folder are afterwards as before."""
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:  # it was deleted
+        folder = None
+    try:
+        with stream(current()):
+            yield
+    finally:
+        if folder is not None:
+            os.chdir(folder)
 
 
 class Streams:

@@ -16,7 +16,9 @@ from purerl.envs import acrobot, cartpole, mountain_car, pendulum
 from purerl.envs.atari import describe
 from purerl.envs.generators import undisturbed
 from purerl.envs.wrappers import accept_keys, time_limit
+from purerl.extras import how_to_install
 
+RAISED = (Exception, SystemExit)  # what a user's environment may raise, and is told of as its error
 PURE = {env.spec.id: env for env in (acrobot.ENV, cartpole.ENV, mountain_car.ENV, mountain_car.CONTINUOUS_ENV, pendulum.ENV)}
 
 
@@ -57,8 +59,9 @@ def make(id: str, **kwargs: Any) -> Env | HostEnv:
         ValueError: no such environment (the nearest names are listed), or it cannot be made.
         ImportError: a package that the environment needs is not installed.
     """
-    if id in PURE and not kwargs:
-        return pure(PURE[id])
+    named = _with_version(id)
+    if named in PURE and not kwargs:
+        return pure(PURE[named])
     return host(id, **kwargs)
 
 
@@ -78,11 +81,11 @@ def host(env: "str | HostEnv | Callable[[], gym.Env]", **kwargs: Any) -> HostEnv
     if env.startswith("ALE/"):
         return atari(env, **kwargs)
     _refuse_raw_atari(env)
-    id = env.removeprefix("gym:")
+    id = _with_version(env.removeprefix("gym:"))
     found = _known(id, kwargs)
     spec, limit = found.spec, found.spec.max_episode_steps if found.spec else None
     described = EnvSpec(id, found.observation_space, found.action_space, limit)
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(*RAISED):
         found.close()
     assert spec is not None
     # Made of its spec: another process need not have registered it. Samplers check more than Gymnasium's checker, and faster.
@@ -183,7 +186,7 @@ def _describe(make: Any) -> HostEnv:
     try:
         with undisturbed():
             env = make()
-    except Exception as error:
+    except RAISED as error:
         advice = "; functools.partial gives it arguments" if isinstance(error, TypeError) else ""
         raise ValueError(f"env: {name} cannot make an environment: {type(error).__name__}: {error}{advice}") from error
     if not isinstance(env, gym.Env):
@@ -194,7 +197,7 @@ def _describe(make: Any) -> HostEnv:
     limit = env.spec.max_episode_steps if env.spec else None
     spec = EnvSpec(env.spec.id if env.spec else name, env.observation_space, env.action_space, limit)
     draws = getattr(env, "render_mode", None) == "rgb_array"
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(*RAISED):
         env.close()
     return HostEnv(spec, make, make_drawn=make if draws else None)
 
@@ -220,10 +223,19 @@ def _known(id: str, kwargs: dict[str, Any]) -> gym.Env:
         raise ImportError(f"environment: {id!r} needs a package that is not installed ({error}){_extra(id)}") from None
     except gym.error.Error as error:
         raise ValueError(f"environment: {id!r} is no id such as CartPole-v1 or my_module:MyEnv-v0 ({error})") from None
-    except Exception as error:
+    except RAISED as error:
         what = f"cannot be made with the options {kwargs}" if kwargs else "cannot be made without options"
         advice = "; --env-option NAME=VALUE gives one" if isinstance(error, TypeError) else ""
         raise ValueError(f"environment: {id!r} {what}: {type(error).__name__}: {error}{advice}") from error
+
+
+def _with_version(id: str) -> str:
+    """`CartPole` is Gymnasium's newest, `CartPole-v1`."""
+    newest = None
+    if re.fullmatch(r"(\w+/)?\w+", id):
+        namespace, _, name = id.rpartition("/")
+        newest = gym.envs.registration.find_highest_version(namespace or None, name)
+    return id if newest is None else f"{id}-v{newest}"
 
 
 def _refuse_raw_atari(id: str) -> None:
@@ -253,10 +265,17 @@ def _nearest(id: str) -> str:
     known = {name for name in {*PURE, *gym.registry} if name.startswith("ALE/") or not _is_raw_atari(name)}
     module, _, name = id.rpartition(":")
     names = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    if module:  # its own come first
+        names = [name for name in sorted(gym.registry) if _comes_from(name, module)] or names
     names = [f"{module}:{name}" if module and _comes_from(name, module) else name for name in names]
-    return f"; did you mean {' or '.join(names)}?" if names else ""
+    if names:
+        return f"; did you mean {' or '.join(names)}?"
+    return "" if module else "; one of your own is my_module:MyEnv-v0"
 
 
 def _extra(id: str) -> str:
     entry = str(gym.registry[id].entry_point) if id in gym.registry else ""
-    return '; install it with: pip install "purerl[mujoco]"' if "mujoco" in entry else ""
+    if "mujoco" in entry:
+        return f"; install it with: {how_to_install('mujoco')}"
+    module = id.rpartition(":")[0]
+    return f"; the module {module!r} is looked for in the working folder and on PYTHONPATH" if module else ""

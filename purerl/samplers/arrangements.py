@@ -276,7 +276,7 @@ def suggest(env: envs.HostEnv, n_envs: int, n_workers: int = 0) -> str:
     try:
         with undisturbed():
             each = _seconds_of_a_step(env.make)
-    except Exception:
+    except envs.RAISED:
         return "serial"  # which says what is wrong with it
     return "parallel" if each * n_envs > WORTH_WORKERS else "serial"
 

@@ -1,5 +1,6 @@
 """The worker processes of a feed, and the memory they share."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -31,8 +32,8 @@ class Limits(NamedTuple):
 
     def check(self) -> None:
         """Raise a `ValueError` that names the field, its value and what is allowed."""
-        if self.timeout <= 0:
-            raise ValueError(f"timeout = {self.timeout} is not a number of seconds above 0")
+        if not 0.01 <= self.timeout < math.inf:
+            raise ValueError(f"timeout = {self.timeout} is not a number of seconds of at least 0.01")
         if self.restarts < 0:
             raise ValueError(f"restarts = {self.restarts} is not at least 0")
         if self.cores is not None and len(self.cores) != self.n_workers:
@@ -94,13 +95,17 @@ class Crew:
 
     def revive(self, error: WorkerError) -> None:
         """Replace the workers that died or hang; all other environments begin anew as well."""
-        if self.workers.killed:
-            raise error
-        if self._restarts_left == 0:
-            raise WorkerError(f"{error}; restarts = {self._limits.restarts} allows no more") from None
-        self._restarts_left -= 1
-        warnings.warn(f"{error}; it is replaced, a fragment is lost, {self._restarts_left} restarts are left", stacklevel=6)
-        self.workers.replace_failed()
+        while True:
+            if self.workers.killed:
+                raise error
+            if self._restarts_left == 0:
+                raise WorkerError(f"{error}; restarts = {self._limits.restarts} allows no more") from None
+            self._restarts_left -= 1
+            warnings.warn(f"{error}; it is replaced, a fragment is lost, {self._restarts_left} restarts are left", stacklevel=6)
+            try:
+                return self.workers.replace_failed()
+            except WorkerError as another:  # a new one died as well
+                error = another
 
 
 def _make_handler(

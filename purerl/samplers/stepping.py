@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from purerl import spaces
-from purerl.envs import GAME_OVER, RAW_REWARD, HostEnv, route_mujoco_warnings
+from purerl.envs import GAME_OVER, RAISED, RAW_REWARD, HostEnv, route_mujoco_warnings
 from purerl.envs.generators import Streams
 from purerl.samplers.fragments import Rows
 
@@ -156,7 +156,7 @@ class Envs:
             mark[0] = call + j
             try:
                 result = env.step(action) if streams is None else streams.call(j, env.step, action)
-            except Exception as error:
+            except RAISED as error:
                 raise self._failed(j, "step", error) from error
             try:
                 obs, reward, terminated, truncated, info = result
@@ -244,10 +244,10 @@ class Envs:
         self._calls += len(self._places)
         try:
             return self._streams.call(j, f)
-        except Exception as error:
+        except RAISED as error:
             raise self._failed(j, what, error) from error
 
-    def _failed(self, j: int, what: str, error: Exception) -> EnvError:
+    def _failed(self, j: int, what: str, error: BaseException) -> EnvError:
         old = OLD_API if isinstance(error, TypeError) and "keyword argument 'seed'" in str(error) else ""
         return EnvError(f"{self._name(j)}: {what} raised {type(error).__name__}: {error}{old}")
 
@@ -258,7 +258,7 @@ class Envs:
         for j, env in enumerate(self._envs):
             try:
                 env.close()
-            except Exception as error:
+            except RAISED as error:
                 warnings.warn(f"{self._name(j)}: close raised {type(error).__name__}: {error}", stacklevel=2)
 
 
@@ -322,7 +322,7 @@ class Vector:
         return obs
 
     def step(self, t: int) -> None:
-        actions = [x[t].reshape(self._vec.num_envs, *x.shape[3:]) for x in self._sent]
+        actions = [x[t].copy().reshape(self._vec.num_envs, *x.shape[3:]) for x in self._sent]  # copies, which it may keep
         self._mark[0] -= 1
         obs, reward, terminated, truncated, info = self._call("step", partial(self._vec.step, self._action(actions)))
         self._streams.stepped()
@@ -352,7 +352,7 @@ class Vector:
     def _call(self, what: str, f: Callable[[], Any]) -> Any:
         try:
             return self._streams.call(0, f)
-        except Exception as error:
+        except RAISED as error:
             raise EnvError(f"{self._name()}: {what} raised {type(error).__name__}: {error}") from error
 
     def _each(self, what: str, x: Any, kinds: str) -> np.ndarray:
@@ -382,7 +382,10 @@ class Vector:
             out[t] = x.reshape(out.shape[1:])
 
     def close(self) -> None:
-        self._vec.close()
+        try:
+            self._vec.close()
+        except RAISED as error:
+            warnings.warn(f"{self._name()}: close raised {type(error).__name__}: {error}", stacklevel=2)
 
 
 def check_numbers(rows: Rows, space: gym.Space) -> None:

@@ -110,6 +110,10 @@ class Job:
         return pickle.loads(self._pickled)(*self._shared)
 
 
+# A fork of the learner would take its workers for its own, and end them when it ends.
+os.register_at_fork(after_in_child=lambda: process._children.clear())  # type: ignore[attr-defined]
+
+
 class Workers:
     """Processes that each hold one handler and run it when told to.
 
@@ -141,6 +145,7 @@ class Workers:
         self._waiting = [False] * n
         self._failed: set[int] = set()
         self._ready = False
+        self._owner = os.getpid()
         self.killed = False
         try:
             for i in range(n):
@@ -265,13 +270,17 @@ class Workers:
 
     def kill(self) -> None:
         """End all processes at once, whatever they are at; another thread that waits for one gets a `WorkerError`."""
+        if os.getpid() != self._owner:
+            return
         self.killed = True
         for worker in self._processes:
             if worker is not None:
                 _kill_group(worker)
 
     def close(self) -> None:
-        """End all processes: those that wait for an order close their environments first."""
+        """End all processes: those that wait for an order close their environments first. A fork of the learner ends none."""
+        if os.getpid() != self._owner:
+            return
         for i, connection in enumerate(self._sockets):
             if connection is not None and not self._waiting[i]:
                 with contextlib.suppress(OSError):

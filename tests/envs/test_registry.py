@@ -28,7 +28,7 @@ def test_missing_mujoco(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "mujoco" or "gymnasium.envs.mujoco" in name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mujoco", None)
-    message = r"not installed \(.*\); install it with: pip install \"purerl\[mujoco\]\"$"
+    message = r"not installed \(.*\); install it with: pip install \"purerl\[mujoco\]\", or in a clone"
     with pytest.raises(ImportError, match=r"^environment: 'HalfCheetah-v5' needs a package that is " + message):
         envs.make("HalfCheetah-v5")
 
@@ -107,3 +107,17 @@ def test_mujoco_writes_no_file_into_the_working_folder(tmp_path):
     (tmp_path / "script.py").write_text(MUJOCO)
     done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, cwd=folder)
     assert done.stdout == "['MuJoCo'] []\n", done.stderr
+
+
+def test_a_name_without_its_version_is_the_newest_one():
+    assert isinstance(envs.make("CartPole"), Env)
+    assert envs.make("gym:CartPole").spec.id == "CartPole-v1"
+
+
+def test_a_module_of_ones_own_offers_what_it_registered():
+    with pytest.raises(ValueError, match=r"'worlds:Foo-v0' is not known; did you mean .*worlds:Walk-v0"):
+        envs.make("worlds:Foo-v0")
+    with pytest.raises(ValueError, match=r"'Xyzzy-v0' is not known; one of your own is my_module:MyEnv-v0"):
+        envs.make("Xyzzy-v0")
+    with pytest.raises(ImportError, match=r"the module 'nowhere' is looked for in the working folder and on PYTHONPATH"):
+        envs.make("nowhere:Foo-v0")

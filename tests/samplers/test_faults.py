@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,22 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import assert_trees_equal
-from worlds import Bytes, Family, Faulty, Informed, Lacking, OldReset, OldStep, Outside, Seedless, Unmade, Walk, Whereabouts
+from worlds import (
+    Brittle,
+    Bytes,
+    Family,
+    Faulty,
+    Informed,
+    Lacking,
+    OldReset,
+    OldStep,
+    Outside,
+    Retentive,
+    Seedless,
+    Unmade,
+    Walk,
+    Whereabouts,
+)
 
 from purerl import envs, make_a2c, random, samplers
 from purerl.algos import A2CConfig
@@ -69,6 +85,7 @@ MORE_FAULTS = [
     ("terminated", r"environment [0-3]: step returned terminated = array\(\[.*\]\), which is not True or False"),
     ("truncated", r"environment [0-3]: step returned truncated = 'no', which is not True or False"),
     ("stop", r"environment [0-3]: step raised StopIteration"),
+    ("quit", r"environment [0-3]: step raised SystemExit: 0"),
 ]
 
 
@@ -298,6 +315,64 @@ with samplers.parallel(Mine, algo, 2, 3, random.key(0), n_workers=2) as feed:
 """
 
 
+FORKED = """
+import os, sys
+from worlds import Walk
+from purerl import envs, make_a2c, random, samplers
+from purerl.algos import A2CConfig
+
+if __name__ == "__main__":
+    algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=2, n_steps=3, hidden=(8,)))
+    with samplers.parallel(Walk, algo, 2, 3, random.key(0), n_workers=2, restarts=0) as feed:
+        feed.publish(algo.init(random.key(1)))
+        next(feed)
+        child = os.fork()
+        if child == 0:
+            sys.exit(0)
+        os.waitpid(child, 0)
+        print(next(feed).reward.shape)
+"""
+
+
+def test_a_fork_of_the_learner_leaves_the_workers_alone(tmp_path):
+    (tmp_path / "forked.py").write_text(FORKED)
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(tmp_path / "forked.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "torch.Size([3, 2])\n"), done.stderr
+
+
+def test_feeds_opened_by_two_threads_at_once():
+    with ThreadPoolExecutor(2) as pool:
+        (one, _), (other, _) = pool.map(lambda _: run(samplers.serial, Walk, 2), range(2))
+    assert_trees_equal(one, other)
+
+
+def test_a_vector_environment_that_cannot_be_closed_hides_no_error():
+    class Stuck(gym.vector.SyncVectorEnv):
+        def close(self, **kwargs):
+            raise ZeroDivisionError("stuck")
+
+    def loop():
+        algo = walk_algo()
+        with samplers.native(Stuck([Walk] * 4), algo, 4, 5, random.key(0)) as feed:
+            feed.publish(algo.init(random.key(1)))
+            raise KeyError("in the loop")
+
+    with pytest.warns(UserWarning, match="close raised ZeroDivisionError: stuck"), pytest.raises(KeyError, match="in the loop"):
+        loop()
+
+
+def test_an_environment_may_keep_the_action_that_it_was_sent():
+    algo = make_a2c(envs.host(Retentive).spec, CONFIG)
+    found = []
+    for kind, make in ((samplers.serial, Retentive), (samplers.native, gym.vector.SyncVectorEnv([Retentive] * 4))):
+        with kind(make, algo, 4, 1, random.key(0)) as feed:
+            feed.publish(algo.init(random.key(1)))
+            found.append([next(feed).last.obs for _ in range(4)])
+    assert_trees_equal(*found)
+
+
 def test_a_script_that_is_piped_into_python():
     done = subprocess.run([sys.executable, "-"], input=PIPED, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "6.0\n"), done.stderr
@@ -337,6 +412,14 @@ def test_a_dead_worker_is_replaced_up_to_the_limit(kind, fault, message, tmp_pat
     with pytest.raises(samplers.WorkerError, match=message + r"; restarts = 0 allows no more"):
         run(KINDS[kind], flagged(tmp_path, fault, at=12), restarts=0)
     assert not children()
+
+
+def test_a_worker_that_dies_while_it_is_being_replaced_is_replaced_again(tmp_path):
+    (tmp_path / "step").write_text("")
+    with pytest.warns(UserWarning, match="SIGKILL; it is replaced, a fragment is lost, 0 restarts are left"):
+        batches, lost = run(KINDS["parallel"], partial(Brittle, str(tmp_path)), restarts=2)
+    assert (tmp_path / "nothing").exists()
+    assert (len(batches), lost) == (4, 1)
 
 
 def test_a_hanging_worker_is_replaced(tmp_path):

@@ -1,0 +1,112 @@
+"""What a traced function may not do, and what becomes of what it closes over."""
+
+import pytest
+import torch
+
+from purerl import compile, scan, vmap
+from purerl.compiling.tracing import TraceError, trace
+
+
+def branch(x):
+    if x.sum() > 0:
+        return x
+    return -x
+
+
+def item(x):
+    return x * x.sum().item()
+
+
+def mask(x):
+    return x[x > 0]
+
+
+def add(x):
+    y = x * 2
+    y.add_(1)
+    return y
+
+
+def assign(x):
+    y = x.clone()
+    y[0] = 1.0
+    return y
+
+
+def argument(x):
+    x += 1
+    return x
+
+
+def in_a_loop(x):
+    return scan(lambda carry, x: (carry.add_(x), carry * 1), x[0], x)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("f", [branch, item, mask])
+def test_what_depends_on_numbers_is_refused_where_it_stands(f, mapped):
+    with pytest.raises(
+        TraceError, match=r"test_tracing\.py:\d+ \(.*\): what happens next depends on the numbers in a tensor.*where"
+    ):
+        compile(vmap(f) if mapped else f)(torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("f", [add, assign, argument, in_a_loop])
+def test_what_writes_into_a_tensor_is_refused_where_it_stands(f, mapped):
+    x = torch.ones(3, 2)
+    with pytest.raises(TraceError, match=r"test_tracing\.py:\d+ \(.*\): \w+_ writes into a tensor; in a pure function write"):
+        compile(vmap(f) if mapped else f)(x)
+    assert torch.equal(x, torch.ones(3, 2))
+
+
+def test_torch_may_write_into_its_own_tensors():
+    """The gradient of `clamp` does."""
+    f = torch.func.grad(lambda x: torch.clamp(x, max=1.0).sum())
+    assert compile(f)(torch.tensor([0.5, 2.0])).tolist() == [1.0, 0.0]
+
+
+def test_large_constants_become_inputs_and_small_ones_code():
+    large, small = torch.arange(100.0), torch.tensor([1.0, 2.0])
+    graph = trace(lambda x: [x + large, x + small[0]], [torch.zeros(100)])
+    assert len(graph.constants) == 1
+    assert graph.constants[0] is large
+    found = compile(lambda x: (x + large, scan(lambda c, x: (c + large, x * small[1]), x, x)))(torch.zeros(100))
+    assert torch.equal(found[0], large)
+    assert torch.equal(found[1][0], 100 * large)
+
+
+def test_what_is_used_is_told():
+    assert trace(lambda a, b: [a + 1], [torch.zeros(2), torch.zeros(3)]).used == [True, False]
+
+
+def test_an_argument_that_requires_a_gradient_is_refused():
+    with pytest.raises(ValueError, match="an argument requires a gradient; take it inside the function"):
+        compile(lambda x: x * 2)(torch.ones(2, requires_grad=True))
+
+
+def test_a_loop_cannot_be_differentiated_through():
+    def f(x):
+        return scan(lambda carry, x: (carry * x, carry), x[0], x)[0]
+
+    with pytest.raises(ValueError, match="take the gradient inside its body"):
+        compile(torch.func.grad(f))(torch.ones(3))
+
+
+def test_a_compiled_function_becomes_part_of_another():
+    inner = compile(lambda x: scan(lambda carry, x: (carry + x, carry), x[0] * 0, x)[0])
+    xs = torch.arange(6.0).reshape(2, 3)
+    assert compile(vmap(inner))(xs).tolist() == vmap(inner)(xs).tolist() == [3.0, 12.0]
+
+
+def test_scans_in_scans_under_two_vmaps():
+    def inner(x):
+        return scan(lambda carry, x: (carry + x * x.sum(), carry), x[0], x)[0]
+
+    def outer(x):
+        return scan(lambda carry, y: (carry + inner(x + y), carry.sum()), x[0], x[:, :1])
+
+    f = vmap(vmap(outer))
+    x = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for found, expected in zip(compile(f)(x), f(x), strict=True):
+        torch.testing.assert_close(found, expected)

@@ -1,4 +1,4 @@
-"""`nox -s demo`, `tests`, `lint`, `bench`, `learn`: each sets up its own environment."""
+"""`nox -s demo`, `tests`, `lint`, `bench`, `gpu`, `learn`: each sets up its own environment."""
 
 import nox
 
@@ -40,6 +40,13 @@ def bench(session: nox.Session) -> None:
     install(session, "bench")
     session.run("python", "examples/bench.py", *session.posargs)
     session.run("python", "examples/bench_samplers.py", *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """That a GPU computes the same, and how fast; without one, small sizes on the CPU."""
+    install(session, "atari,plot")
+    session.run("python", "examples/bench_gpu.py")
 
 
 @nox.session

@@ -8,7 +8,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 def number(default: float | None, help: str, low: float = 0.0, high: float = math.inf, **kwargs: Any) -> Any:
     """A float field in `[low, high]`: a leaf of `state.hyper`, so it can be swept by `vmap`."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high}, **kwargs)
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "leaf": True}, **kwargs)
+
+
+def length(default: int, help: str) -> Any:
+    """An integer field of at least 1 that does not shape the program: a leaf of `state.hyper` too."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": 1, "high": math.inf, "leaf": True})
 
 
 def count(default: int, help: str, low: int = 1) -> Any:
@@ -77,6 +82,6 @@ def _allowed(field: dataclasses.Field, kind: Any) -> str:
 
 
 def sweepable(config: Any) -> dict[str, float]:
-    """The float fields that are set, which become `state.hyper`."""
-    fields = (f.name for f in dataclasses.fields(config) if isinstance(f.metadata.get("low"), float))
+    """The fields that are set and shape no program, which become `state.hyper`."""
+    fields = (f.name for f in dataclasses.fields(config) if f.metadata.get("leaf"))
     return {name: float(getattr(config, name)) for name in fields if getattr(config, name) is not None}

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from purerl import compiling, tree
-from purerl.compiling import cuda, fallback
-
-if compiling.is_tested():
-    from purerl.compiling import inductor, loops, tracing
+from purerl.compiling import cuda, fallback, programs
 
 
 class Program(NamedTuple):
@@ -56,7 +53,7 @@ def compile(f: Callable, threads: int = 1) -> Callable:
         ValueError: at the first call; an argument requires a gradient, which the program could not give back.
     """
     leafwise = _leafwise(f)
-    programs: dict[Any, Program] = {}
+    compiled: dict[Any, Program] = {}
 
     def call(*args: Any) -> Any:
         leaves, structure = tree.flatten(args)
@@ -64,10 +61,10 @@ def compile(f: Callable, threads: int = 1) -> Callable:
             results, results_structure = leafwise(leaves, structure)
             return tree.unflatten(results_structure, results)
         key = (structure, *[_kind(x) for x in leaves])
-        program = programs.get(key)
+        program = compiled.get(key)
         if program is None:
             with compiling.one_at_a_time:
-                program = programs[key] = programs.get(key) or _build(leafwise, leaves, structure, threads)
+                program = compiled[key] = compiled.get(key) or _build(leafwise, leaves, structure, threads)
         return tree.unflatten(program.structure, program.run([x for x in leaves if isinstance(x, Tensor)]))
 
     call.leafwise = leafwise  # type: ignore[attr-defined]
@@ -132,6 +129,8 @@ def trace(f: Callable, *examples: Any) -> Trace:
     program, structures = _on_tensors(_leafwise(f), leaves, structure)
     if not compiling.is_tested():
         return Trace([True] * len(leaves), list(program(*leaves)), structures[0])
+    from purerl.compiling import tracing
+
     with compiling.one_at_a_time:
         graph = tracing.trace(program, leaves)
     return Trace(graph.used, graph.results, structures[0])
@@ -142,13 +141,11 @@ def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, 
         raise ValueError(
             "compile: an argument requires a gradient; take it inside the function, with torch.func.grad, or detach it"
         )
-    program, structures = _on_tensors(leafwise, leaves, structure)
-    tensors = [x for x in leaves if isinstance(x, Tensor)]
     if not compiling.is_tested():
         _, results_structure = leafwise(leaves, structure)
-        return Program(fallback.build(program), results_structure)
+        return Program(fallback.build(_on_tensors(leafwise, leaves, structure)[0]), results_structure)
     with compiling.one_at_a_time:
-        return Program(inductor.build(tracing.trace(program, tensors, n_donated), threads), structures[0])
+        return Program(*programs.build(leafwise, _on_tensors, leaves, structure, threads, n_donated))
 
 
 def _on_tensors(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[Callable[..., Sequence[Tensor]], list[Any]]:
@@ -170,7 +167,7 @@ def _kind(x: Any) -> Any:
 
 def _is_inside() -> bool:
     """Whether a function is being traced or mapped: what was compiled apart becomes a part of it."""
-    return torch.compiler.is_compiling() or tracing.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or compiling.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _leafwise(f: Callable) -> Callable:
@@ -225,7 +222,7 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unrol
     Returns:
         The last carry, and the tree of `y` with leaves `[T, ...]`.
     """
-    loop = _loop_of_dynamo if torch.compiler.is_compiling() else _loop_of_trace if tracing.is_tracing() else None
+    loop = _loop_of_dynamo if torch.compiler.is_compiling() else _loop_of_trace if compiling.is_tracing() else None
     if loop is None:
         ys = []
         for t in range(len(tree.leaves(xs)[0])):
@@ -261,6 +258,8 @@ def _loop_of_trace(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
         y_leaves, y_structure = tree.flatten(y)
         structures.append(y_structure)
         return [*tree.leaves(carry), *y_leaves]
+
+    from purerl.compiling import loops
 
     results = loops.loop(on_tensors, carry_leaves, xs_leaves)
     return tree.unflatten(carry_structure, results[:n]), tree.unflatten(structures[-1], results[n:])

@@ -1,5 +1,16 @@
+import os
+import shutil
+import tempfile
+
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    """Compiled programs are shared by the tests of one run, and by no others."""
+    if not hasattr(config, "workerinput"):
+        folder = os.environ["PURERL_CACHE"] = tempfile.mkdtemp(prefix="purerl-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ class A2CConfig:
     opt_eps: float = cfg.number(1e-5, "the optimizer's epsilon")
     optimizer: str = cfg.option("rmsprop", "which direction to descend", tuple(_DIRECTIONS))
     normalize_advantage: bool = cfg.setting(False, "standardize advantages in each batch")
-    total_steps: int = cfg.count(500_000, "environment steps over which the schedule runs")
+    total_steps: int = cfg.length(500_000, "environment steps over which the schedule runs")
     lr_schedule: str = cfg.option("linear", "the learning rate over the run", tuple(optim.SCHEDULES))
     normalize_obs: bool = cfg.setting(False, "standardize observations by running moments")
     normalize_reward: bool = cfg.setting(False, "scale rewards by the running deviation of the return")
@@ -90,7 +90,7 @@ def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | No
 
     def update(state: ac.ActorCriticState, batch: Batch) -> tuple[ac.ActorCriticState, TensorDict]:
         hyper = state.hyper
-        lr = hyper["lr"] * optim.SCHEDULES[config.lr_schedule](state.steps / config.total_steps)
+        lr = hyper["lr"] * optim.SCHEDULES[config.lr_schedule](state.steps / hyper["total_steps"])
         state, samples = ac.estimate(policy, config, state, batch)
         flat, unravel = tree.ravel(state.params)
         flat, opt, info = ac.descend(loss, optimizer(hyper, lr), unravel, flat, state.opt, samples, hyper)

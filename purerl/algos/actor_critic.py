@@ -26,7 +26,7 @@ class ActorCriticState(TensorClass):
     Attributes:
         params: the network's, nested as its module is.
         opt: the optimizer's state over the flattened parameters `[P]`.
-        hyper: float32 `[]` leaves, the config's float fields.
+        hyper: float32 `[]` leaves, the config's fields that shape no program.
         key: `[2]` int32.
         steps: `[]` int64, environment steps learnt from.
         obs_moments: of the observations.

@@ -35,7 +35,7 @@ class PPOConfig:
     target_kl: float | None = cfg.number(None, "stop a batch's updates after an epoch beyond this KL divergence")
     normalize_advantage: bool = cfg.setting(True, "standardize advantages in each minibatch")
     clip_value: bool = cfg.setting(True, "clip the value's movement as the ratio's")
-    total_steps: int = cfg.count(500_000, "environment steps over which the schedules run")
+    total_steps: int = cfg.length(500_000, "environment steps over which the schedules run")
     lr_schedule: str = cfg.option("linear", "the learning rate over the run", tuple(optim.SCHEDULES))
     clip_schedule: str = cfg.option("constant", "the clip range over the run", tuple(optim.SCHEDULES))
     normalize_obs: bool = cfg.setting(False, "standardize observations by running moments")
@@ -112,7 +112,7 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | No
         return total, info.set("loss", total)
 
     def update(state: ac.ActorCriticState, batch: Batch) -> tuple[ac.ActorCriticState, TensorDict]:
-        hyper, progress = state.hyper, state.steps / config.total_steps
+        hyper, progress = state.hyper, state.steps / state.hyper["total_steps"]
         lr = hyper["lr"] * optim.SCHEDULES[config.lr_schedule](progress)
         clip = hyper["clip"] * optim.SCHEDULES[config.clip_schedule](progress)
         keys = random.split(state.key, 1 + config.epochs)

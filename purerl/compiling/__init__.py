@@ -14,14 +14,34 @@ of the program out of a `scan`, `inductor` hands the graph to torch's compiler w
 | `_higher_order_ops.scan.scan` | a scan under the user's own `torch.compile` | test_fused_step_by_torch_compile |
 """
 
+import contextlib
 import functools
 import threading
 import warnings
+from collections.abc import Iterator
 
 import torch
 
 one_at_a_time = threading.RLock()  # torch traces in one thread only
 TESTED = ("2.11", "2.13", "2.14")
+
+
+_here = threading.local()
+
+
+def is_tracing() -> bool:
+    """Whether a function is being traced, in this thread, right now."""
+    return getattr(_here, "tracing", False)
+
+
+@contextlib.contextmanager
+def tracing_now() -> Iterator[None]:
+    """Within, a function is being traced."""
+    before, _here.tracing = is_tracing(), True
+    try:
+        yield
+    finally:
+        _here.tracing = before
 
 
 def is_tested() -> bool:

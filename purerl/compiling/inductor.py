@@ -1,6 +1,7 @@
 """From a graph to a program: torch's compiler with the settings that suit many small networks."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,19 +21,23 @@ from purerl.compiling.tracing import Graph
 CPP_WRAPPER = torch.__version__ >= "2.13"  # earlier ones cannot express a loop in C++
 
 
-def build(graph: Graph, threads: int) -> Callable[[list[Tensor]], list[Tensor]]:
+def build(graph: Graph, threads: int) -> tuple[Callable[[list[Tensor]], list[Tensor]], Path | None]:
     """Compile a graph for the CPU threads of one call.
 
     Returns:
-        A function of the arguments, as a list that it empties.
+        A function of the arguments and the constants, as a list that it empties; and the library that is all of it, if one is.
     """
     inputs = [node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")]
     mode = inputs[0].fake_mode if inputs else FakeTensorMode()
     with torch.no_grad(), config.patch(options(threads)), tracing(TracingContext(mode)), _without_probes():
-        program = compile_fx_inner(graph.module, inputs, cpp_wrapper=CPP_WRAPPER)
-    if not graph.constants:
-        return program
-    return lambda leaves: program([*leaves, *graph.constants])
+        program: Any = compile_fx_inner(graph.module, inputs, cpp_wrapper=CPP_WRAPPER)
+    return program, _library(program) if all(x.device.type == "cpu" for x in inputs) else None
+
+
+def _library(program: Any) -> Path | None:
+    entry = getattr(program.current_callable, "__globals__", {}).get("inductor_entry")
+    path = getattr(getattr(entry, "__self__", None), "__file__", None)
+    return Path(path) if path and not program.constants and not program.inputs_to_check else None
 
 
 def _without_probes() -> Any:

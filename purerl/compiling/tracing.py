@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from purerl import compiling
 
 _MOVES = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten._to_copy.default, torch.ops.prims.device_put.default)
 _LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, tensordict.__file__, __file__))
@@ -40,9 +42,16 @@ class Graph(NamedTuple):
     results: list[Tensor]
 
 
-def is_tracing() -> bool:
-    """Whether a function is being traced right now."""
-    return get_proxy_mode() is not None
+def describe(graph: Graph) -> list[Any]:
+    """What tells a graph from every other one."""
+    parts: list[Any] = []
+    for part in graph.module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            inputs = [node.meta["val"] for node in part.graph.find_nodes(op="placeholder")]
+            literals = [getattr(part, str(node.target)) for node in part.graph.find_nodes(op="get_attr")]
+            kinds = [(tuple(x.shape), x.stride(), x.dtype, x.device) for x in inputs]
+            parts.append((part.code, kinds, [x for x in literals if isinstance(x, Tensor)]))
+    return parts
 
 
 def trace(f: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], n_donated: int = 0) -> Graph:
@@ -56,7 +65,7 @@ def trace(f: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], n_dona
     """
     tracer = make_fx(_watched(f, n_donated), select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), compiling.tracing_now():
             module = tracer(*examples)
     except RuntimeError as error:
         if any(words in str(error) for words in _VALUES):

@@ -1,0 +1,48 @@
+"""A function's program: from disk if it is there, else traced and compiled."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from purerl.compiling import disk
+
+Run = Callable[[list[Tensor]], list[Tensor]]
+
+
+def build(
+    leafwise: Callable, on_tensors: Callable, leaves: Sequence[Any], structure: Any, threads: int, n_donated: int
+) -> tuple[Run, Any]:
+    """The program of `leafwise(leaves, structure) -> (results, structure)`.
+
+    A function of this package is told by its code and what it closes over, and is then not traced at all; any other by its graph.
+
+    Args:
+        on_tensors: makes of it the function of the tensors among the leaves, and the list where that notes the results' structure.
+
+    Returns:
+        A function of the tensors, as a list that it empties, to the results' leaves; and the results' structure.
+    """
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    kinds = [(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (x,) for x in leaves]
+    on_cpu = all(x.device.type == "cpu" for x in tensors)
+    name = disk.name("call", leafwise, structure, kinds, threads, n_donated) if on_cpu else None
+    found = disk.load(name) if name else None
+    if found is not None:
+        return _with(disk.run(found.library), found.constants), found.structure
+
+    from purerl.compiling import inductor, tracing  # a second of imports, for what is not on disk
+
+    program, structures = on_tensors(leafwise, leaves, structure)
+    graph = tracing.trace(program, tensors, n_donated)
+    by_graph = disk.name("graph", tracing.describe(graph), threads) if on_cpu else None
+    found = disk.load(by_graph) if by_graph else None
+    run, library = (disk.run(found.library), found.library) if found else inductor.build(graph, threads)
+    if library is not None:
+        for key in filter(None, (name, by_graph)):
+            disk.save(key, library, structures[0], graph.constants)
+    return _with(run, graph.constants), structures[0]
+
+
+def _with(run: Run, constants: Sequence[Tensor]) -> Run:
+    return (lambda leaves: run([*leaves, *constants])) if constants else run

@@ -126,14 +126,11 @@ def specialize_into(f: Callable, out: Any, *examples: Any) -> Callable[[list[Ten
 def trace(f: Callable, *examples: Any) -> Trace:
     """What `f` does with arguments of the structure, shapes, strides, dtypes and devices of the examples."""
     leaves, structure = tree.flatten(examples)
-    program, structures = _on_tensors(_leafwise(f), leaves, structure)
     if not compiling.is_tested():
-        return Trace([True] * len(leaves), list(program(*leaves)), structures[0])
-    from purerl.compiling import tracing
-
+        results, results_structure = _leafwise(f)(leaves, structure)
+        return Trace([True] * len(leaves), list(results), results_structure)
     with compiling.one_at_a_time:
-        graph = tracing.trace(program, leaves)
-    return Trace(graph.used, graph.results, structures[0])
+        return Trace(*programs.trace(_leafwise(f), _on_tensors, leaves, structure))
 
 
 def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, n_donated: int = 0) -> Program:

@@ -1,10 +1,12 @@
 """Compiled programs on disk: a second process loads one without tracing anything.
 
-An entry is two files: `NAME.program`, which says what the results look like and which library computes them, and the library,
-`DIGEST.so`, named by its content. Both are written whole or not at all. An entry that is damaged, or another's, is as good as none.
+A program is two files: `NAME.program`, which says what the results look like and which library computes them, and the library,
+`DIGEST.so`, named by its content. What is known of a function that was only traced is one such file. All are written whole or not
+at all. An entry that is damaged, or another's, is as good as none.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -67,6 +69,7 @@ def name(*parts: Any) -> str | None:
         return None
 
 
+@functools.cache
 def _processor() -> str:
     """The model and the flags of the processor, as the system tells them."""
     with contextlib.suppress(OSError):
@@ -84,27 +87,46 @@ def save(name: str, library: Path, structure: Any, constants: Sequence[Tensor]) 
         digest = hashlib.sha256(code).hexdigest()[:40]
         if not _is_whole(place / f"{digest}.so"):
             _write(place / f"{digest}.so", code)
-        content = pickle.dumps((name, digest, structure, [(x.numpy(), x.stride()) for x in constants]))
-        _write(place / f"{name}.program", hashlib.sha256(content).digest() + content)
-        _prune(place)
+        keep(name, (digest, structure, [(x.numpy(), x.stride()) for x in constants]))
 
 
 def load(name: str) -> Entry | None:
     """The program of a name, if it is there and whole."""
+    found = kept(name)
+    if found is None:
+        return None
+    digest, structure, constants = found
+    library = folder() / f"{digest}.so"
+    if not _is_whole(library):
+        return None
+    return Entry(library, structure, [torch.from_numpy(x).as_strided(x.shape, stride) for x, stride in constants])
+
+
+def keep(name: str, value: Any) -> None:
+    """Keep a value under a name, if the disk takes it."""
+    with contextlib.suppress(OSError):
+        place = folder()
+        place.mkdir(parents=True, exist_ok=True)
+        content = pickle.dumps((name, value))
+        _write(place / f"{name}.program", hashlib.sha256(content).digest() + content)
+        _prune(place)
+
+
+def kept(name: str) -> Any | None:
+    """The value of a name, if it is there and whole."""
     with contextlib.suppress(OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError, TypeError):
         path = folder() / f"{name}.program"
         whole = path.read_bytes()
         if hashlib.sha256(whole[32:]).digest() != whole[:32]:
             return None
-        found, digest, structure, constants = pickle.loads(whole[32:])
-        library = folder() / f"{digest}.so"
-        if found != name or not _is_whole(library):
-            return None
-        os.utime(path)  # it is in use
-        return Entry(library, structure, [torch.from_numpy(x).as_strided(x.shape, stride) for x, stride in constants])
+        found, value = pickle.loads(whole[32:])
+        if found == name:
+            os.utime(path)  # it is in use
+            return value
     return None
 
 
+@functools.cache
 def run(library: Path) -> Callable[[list[Tensor]], list[Tensor]]:
     """What a library computes, of the arguments as a list that it empties."""
     os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(guards._torchinductor_pyobject_tensor_data_ptr)  # type: ignore[attr-defined]
@@ -146,7 +168,7 @@ def _prune(place: Path) -> None:
     named = set()
     for path in entries[: KEPT // 2]:
         with contextlib.suppress(Exception):
-            named.add(pickle.loads(path.read_bytes()[32:])[1])
+            named.add(pickle.loads(path.read_bytes()[32:])[1][0])
     for path in place.glob("*.so"):
         if path.stem not in named:
             path.unlink(missing_ok=True)

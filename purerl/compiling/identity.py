@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import marshal
 import types
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,28 @@ def _add(digest: Any, x: Any, above: list[int]) -> None:
     digest.update(f"{kind.__module__}.{kind.__qualname__}\0".encode())
     above = [*above, id(x)]
     match x:
-        case None | bool() | int() | float() | complex() | str() | bytes() | torch.dtype() | torch.device() | np.dtype() | slice():
+        case (
+            None
+            | bool()
+            | int()
+            | float()
+            | complex()
+            | str()
+            | bytes()
+            | torch.dtype()
+            | torch.device()
+            | np.dtype()
+            | slice()
+            | types.EllipsisType()
+        ):
             digest.update(f"{x!r}\0".encode())
         case types.FunctionType():
             _is_ours(x)
-            digest.update(marshal.dumps(x.__code__))
+            _add(digest, x.__code__, above)
             cells = [cell.cell_contents for cell in x.__closure__ or ()]
             _add(digest, (cells, x.__defaults__, x.__kwdefaults__), above)
+        case types.CodeType():
+            _add(digest, (x.co_code, x.co_consts, x.co_names, x.co_varnames, x.co_freevars, x.co_cellvars, x.co_flags), above)
         case types.MethodType():
             _add(digest, (x.__func__, x.__self__), above)
         case types.BuiltinFunctionType() | type():
@@ -81,7 +95,7 @@ def _add(digest: Any, x: Any, above: list[int]) -> None:
             _add(digest, list(x.items()), above)
         case tuple() | list() | set() | frozenset():
             digest.update(f"{len(x)}\0".encode())
-            for part in sorted(x) if isinstance(x, set | frozenset) else x:
+            for part in sorted(x, key=repr) if isinstance(x, set | frozenset) else x:
                 _add(digest, part, above)
         case _ if dataclasses.is_dataclass(x):
             _is_ours(kind)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from purerl.compiling import disk
@@ -42,6 +43,22 @@ def build(
         for key in filter(None, (name, by_graph)):
             disk.save(key, library, structures[0], graph.constants)
     return _with(run, graph.constants), structures[0]
+
+
+def trace(leafwise: Callable, on_tensors: Callable, leaves: Sequence[Any], structure: Any) -> tuple[list[bool], list[Tensor], Any]:
+    """Which leaves the results depend on, the results' leaves as tensors without data, and their structure."""
+    name = disk.name("trace", leafwise, structure, [(x.shape, x.stride(), x.dtype, x.device) for x in leaves])
+    found = disk.kept(name) if name else None
+    if found is None:
+        from purerl.compiling import tracing
+
+        program, structures = on_tensors(leafwise, leaves, structure)
+        graph = tracing.trace(program, leaves)
+        found = graph.used, [(x.shape, x.dtype) for x in graph.results], structures[0]
+        if name:
+            disk.keep(name, found)
+    used, kinds, results_structure = found
+    return used, [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in kinds], results_structure
 
 
 def _with(run: Run, constants: Sequence[Tensor]) -> Run:

@@ -182,10 +182,10 @@ class Published:
 
 def make_draw(setup: Setup) -> Callable[[Rows, int], None]:
     """`draw(rows, fragment)`: the policy's noise of a whole fragment, which depends on the key and the fragment's number alone."""
-    n_steps, n_envs = setup.plan.n_steps, setup.plan.n_envs
+    n_steps, n_envs, noise_of = setup.plan.n_steps, setup.plan.n_envs, setup.policy.draw
 
     def draw(keys: Tensor, fragment: Tensor) -> Any:
-        return vmap(lambda key: draw_ahead((setup.policy.draw,), random.fold_in(key, fragment), n_steps, n_envs)[0])(keys)
+        return vmap(lambda key: draw_ahead((noise_of,), random.fold_in(key, fragment), n_steps, n_envs)[0])(keys)
 
     program, _ = specialize(draw, setup.keys, torch.zeros((), dtype=torch.int64))
 

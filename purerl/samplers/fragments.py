@@ -62,7 +62,8 @@ def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_
     seen = blank_inputs(policy.spec, tile)
     noise = vmap(policy.draw)(torch.zeros((tile, 2), dtype=torch.int32))
     lanes = [tree.map(lambda x: x[None].expand(n_seeds, *x.shape), x) for x in (seen, policy.carry(tile), noise)]
-    act = vmap(lambda state, *args: policy.act(tree.unflatten(tree.structure(example), state), *args))
+    whole, choose = tree.structure(example), policy.act
+    act = vmap(lambda state, *args: choose(tree.unflatten(whole, state), *args))
     traced = trace(act, state, *lanes)
     action, extras, _ = tree.unflatten(traced.structure, traced.results)
     sent = spaces.env_actions(policy.spec.action_space, seen.prev_action)

@@ -20,7 +20,7 @@ def test_names():
 def test_unknown_name_lists_the_nearest():
     with pytest.raises(ValueError, match=r"^environment: 'CartPole-v7' is not known; did you mean CartPole-v1 or CartPole-v0.*\?$"):
         envs.make("CartPole-v7")
-    with pytest.raises(ValueError, match=r"^environment: 'Qwxyz' is not known$"):
+    with pytest.raises(ValueError, match=r"^environment: 'Qwxyz' is not known; one of your own is my_module:MyEnv-v0$"):
         envs.make("Qwxyz")
 
 

@@ -238,7 +238,7 @@ def test_infos_of_an_environments_own_mean_nothing(kind):
         ({"n_envs": 0}, r"^n_envs = 0 is not at least 1$"),
         ({"n_envs": random.key(0)}, r"^n_envs = tensor\(.*\) is not an int$"),
         ({"n_workers": 5}, r"^n_workers = 5 is not between 1 and n_envs = 4$"),
-        ({"timeout": 0}, r"^timeout = 0 is not a number of seconds above 0$"),
+        ({"timeout": 0}, r"^timeout = 0 is not a number of seconds of at least 0.01$"),
         ({"restarts": -1}, r"^restarts = -1 is not at least 0$"),
         ({"start_method": "fork"}, r"^start_method = 'fork' is not one of forkserver, spawn$"),
         ({"n_workers": 2, "cores": [0]}, r"^cores = \[0\] does not name one core for each of 2 workers$"),

@@ -81,6 +81,15 @@ WRONG = {
 }
 
 
+def take(flag):
+    """Whether a file was still there: it is taken away, so that only one environment of all processes goes wrong once."""
+    try:
+        os.remove(flag)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 class Faulty(Walk):
     """Goes wrong at its step `at` (0: in reset), if `here` says so: the file `flag` exists, or there is none to look for."""
 
@@ -96,18 +105,10 @@ class Faulty(Walk):
     def step(self, action):
         self.steps += 1
         result = super().step(action)
-        if self.steps != self.at or (self.flag is not None and not self._take_flag()):
+        if self.steps != self.at or (self.flag is not None and not take(self.flag)):
             return result
         right = dict(zip(("obs", "reward", "terminated", "truncated", "info"), result, strict=True))
         return tuple({**right, **self._go_wrong()}.values())
-
-    def _take_flag(self):
-        """Whether the flag was still there: it is taken away, so that only one environment goes wrong once."""
-        try:
-            os.remove(self.flag)
-        except FileNotFoundError:
-            return False
-        return True
 
     def _go_wrong(self):
         match self.fault:
@@ -362,8 +363,7 @@ class Fixed(gym.Env):
     def step(self, action):
         self.n, self.steps = self.n + 1, self.steps + 1
         obs = np.full(2, self.steps, np.float32)
-        if self.flag is not None and self.n == self.at and os.path.exists(self.flag):
-            os.remove(self.flag)
+        if self.flag is not None and self.n == self.at and take(self.flag):
             if self.event == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             obs[1] = np.inf

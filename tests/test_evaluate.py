@@ -24,6 +24,14 @@ def test_video_where_nothing_can_be_drawn(tmp_path):
         record_video(algo, env, algo.init(random.key(0)), str(tmp_path / "v.gif"), 0)
 
 
+def test_a_film_makes_its_folder(tmp_path):
+    env = envs.make("worlds:Painted-v0", size=(16, 16), loud=False)
+    algo = make_ppo(env.spec)
+    for name in ("v.gif", "v.mp4"):
+        record_video(algo, env, algo.init(random.key(0)), str(tmp_path / "new" / name), 0)
+        assert (tmp_path / "new" / name).stat().st_size > 0
+
+
 class Clock(gym.Env):
     """Episodes of 2 or 20 steps, by turns in every environment; each step is worth the episode's length."""
 

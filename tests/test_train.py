@@ -263,6 +263,10 @@ def test_what_begins_anew_begins_at_zero_after_a_worker_was_replaced(tmp_path, s
     table = read_rows(tmp_path / "run" / "seed_000" / "progress.csv")[1]
     assert {float(row["LengthAverage"]) for row in table[60:]} == {200.0}
     assert {float(row["ReturnAverage"]) for row in table[60:]} == {200.0}
+    longer = training.dataclasses.replace(run, steps=32 * 110)
+    training.train(longer, tmp_path / "run", resume=True)  # what was lost stays counted
+    table = read_rows(tmp_path / "run" / "seed_000" / "progress.csv")[1]
+    assert [table[0][logs.LOST], table[-1][logs.LOST]] == ["0", "1"]
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -433,6 +437,10 @@ def test_plan_gives_each_variant_its_lanes():
 
 
 def test_load_run_of_a_folder_without_one(tmp_path):
+    (tmp_path / "three").mkdir()
+    (tmp_path / "three" / "config.json").write_text("3")
+    with pytest.raises(ValueError, match=r": holds no run \("):
+        training.load_run(tmp_path / "three")
     with pytest.raises(ValueError, match=r": holds no run \("):
         training.load_run(Path(tmp_path))
 

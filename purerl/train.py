@@ -220,7 +220,8 @@ def plan(
 
 def check_device(device: str) -> None:
     """Raise a `ValueError` if there is no such device here."""
-    found = ["cpu", *(name for i in range(torch.cuda.device_count()) for name in (*(["cuda"] if i == 0 else []), f"cuda:{i}"))]
+    n = torch.cuda.device_count()
+    found = ["cpu", *["cuda"][:n], *(f"cuda:{i}" for i in range(n))]
     if device not in found:
         raise ValueError(f"device = {device!r} is not available; this machine has {', '.join(found)}")
 

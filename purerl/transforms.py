@@ -60,7 +60,7 @@ def compile(f: Callable, threads: int = 1) -> Callable:
         if _is_inside():
             results, results_structure = leafwise(leaves, structure)
             return tree.unflatten(results_structure, results)
-        key = (structure, *[_kind(x) for x in leaves])
+        key = (structure, *[programs.kind(x) for x in leaves])
         program = compiled.get(key)
         if program is None:
             with compiling.one_at_a_time:
@@ -84,7 +84,7 @@ def iterate(step: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any, int], tupl
     def run(state: Any, n: int) -> tuple[Any, Any]:
         leaves, structure = tree.flatten(state)
         if leaves[0].device.type == "cuda":
-            key = (structure, *[_kind(x) for x in leaves])
+            key = (structure, *[programs.kind(x) for x in leaves])
             if key not in recorded:
                 recorded[key] = cuda.record(step, state)
             return recorded[key](state, n)
@@ -130,7 +130,7 @@ def trace(f: Callable, *examples: Any) -> Trace:
         results, results_structure = _leafwise(f)(leaves, structure)
         return Trace([True] * len(leaves), list(results), results_structure)
     with compiling.one_at_a_time:
-        return Trace(*programs.trace(_leafwise(f), _on_tensors, leaves, structure))
+        return Trace(*programs.trace(_leafwise(f), leaves, structure))
 
 
 def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, n_donated: int = 0) -> Program:
@@ -140,26 +140,9 @@ def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, 
         )
     if not compiling.is_tested():
         _, results_structure = leafwise(leaves, structure)
-        return Program(fallback.build(_on_tensors(leafwise, leaves, structure)[0]), results_structure)
+        return Program(fallback.build(programs.on_tensors(leafwise, leaves, structure)[0]), results_structure)
     with compiling.one_at_a_time:
-        return Program(*programs.build(leafwise, _on_tensors, leaves, structure, threads, n_donated))
-
-
-def _on_tensors(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[Callable[..., Sequence[Tensor]], list[Any]]:
-    """The function of the tensors among the leaves to the results' leaves, and where it notes the results' structure."""
-    structures: list[Any] = []
-
-    def program(*tensors: Tensor) -> Sequence[Tensor]:
-        rest = iter(tensors)
-        results, results_structure = leafwise([next(rest) if isinstance(x, Tensor) else x for x in leaves], structure)
-        structures.append(results_structure)
-        return tree.own(tuple(results))
-
-    return program, structures
-
-
-def _kind(x: Any) -> Any:
-    return (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x)
+        return Program(*programs.build(leafwise, leaves, structure, threads, n_donated))
 
 
 def _is_inside() -> bool:

@@ -1,8 +1,9 @@
 """What stands between a pure function and its compiled program: the one room that touches private names of torch.
 
 `tracing` runs a function once on tensors without data and writes down its operations (as jax.jit does), `loops` makes one loop
-of the program out of a `scan`, `inductor` hands the graph to torch's compiler with `passes`, and `fallback` is plain
-`torch.compile` for versions of torch that this room was not tried with.
+of the program out of a `scan`, `inductor` hands the graph to torch's compiler with `passes`, `programs` looks on `disk` first
+(`identity` says what a function is), `cuda` records kernels, and `fallback` is plain `torch.compile` for versions of torch that
+this room was not tried with.
 
 | private name of torch | what for | the test that notices its loss |
 | --- | --- | --- |
@@ -10,8 +11,9 @@ of the program out of a `scan`, `inductor` hands the graph to torch's compiler w
 | `_functorch`: the interpreter stack, `restore_vmap`, ... | a scan inside vmap | test_scan_compiled_vmapped_equals_eager_singles |
 | `_higher_order_ops`: `scan_op`, `reenter_make_fx` | the loop in the graph | test_scan_takes_a_gradient_inside |
 | `_inductor.compile_fx_inner`, `_guards` | from the graph to a program | every test of `compile` |
-| `_inductor`: settings, passes, the ISA probe | speed, corrections | tests/compiling/test_passes.py, test_what_a_turn_leaves_... |
-| `_higher_order_ops.scan.scan` | a scan under the user's own `torch.compile` | test_fused_step_by_torch_compile |
+| `_inductor`: settings, passes, the ISA probe | speed, corrections | test_compiled_tanh_uses_it, test_what_a_turn_leaves_... |
+| `_C._aoti`, `_C._dynamo.guards` | a program from disk | test_other_processes_load_what_one_has_compiled |
+| `_higher_order_ops.scan.scan` | a scan under one's own `torch.compile` | test_torch_compile_takes_the_fused_step_as_it_is |
 """
 
 import contextlib

@@ -43,7 +43,7 @@ def of(x: Any) -> bytes:
 
 def _add(digest: Any, x: Any, above: list[int]) -> None:
     if id(x) in above:  # it refers to itself
-        digest.update(b"above")
+        digest.update(f"above {above.index(id(x))}".encode())
         return
     kind = type(x)
     digest.update(f"{kind.__module__}.{kind.__qualname__}\0".encode())
@@ -99,10 +99,7 @@ def _add(digest: Any, x: Any, above: list[int]) -> None:
                 _add(digest, part, above)
         case _ if dataclasses.is_dataclass(x):
             _is_ours(kind)
-            leaves = {
-                field.name for field in dataclasses.fields(x) if field.metadata.get("leaf")
-            }  # whether they are set shapes the program
-            _add(digest, {name: value is None if name in leaves else value for name, value in vars(x).items()}, above)
+            _add(digest, vars(x), above)
         case _:
             raise Unknown(f"{kind.__module__}.{kind.__qualname__}")
 

@@ -78,16 +78,18 @@ def test_what_is_on_disk_is_neither_traced_nor_compiled(cache, traced):
     state = vmap(init)(random.split(random.key(0), 2))
     one, _ = compile(vmap(step))(state)
     assert traced == {"trace": 1, "build": 1}
-    init, step = a2c_step(lr=0.5, total_steps=77, gamma=0.5)  # which are no part of the program
+    compile(vmap(a2c_step()[1]))(state)
+    assert traced == {"trace": 1, "build": 1}
+    init, step = a2c_step(lr=0.5, total_steps=77, gamma=0.5)  # which are no part of the program, as its graph shows
     other = vmap(init)(random.split(random.key(0), 2))
     two, _ = compile(vmap(step))(other)
-    assert traced == {"trace": 1, "build": 1}
+    assert traced == {"trace": 2, "build": 1}
     expected, _ = vmap(step)(other)
     for a, b, c in zip(*map(tree.leaves, (one.algo.params, two.algo.params, expected.algo.params)), strict=True):
         torch.testing.assert_close(b, c, rtol=1e-5, atol=1e-6)
         assert not torch.equal(a, b)
     compile(vmap(a2c_step(n_steps=5)[1]))(state)
-    assert traced == {"trace": 2, "build": 2}
+    assert traced == {"trace": 3, "build": 2}
 
 
 def test_a_function_of_ones_own_is_known_by_its_graph(cache, traced):
@@ -164,7 +166,7 @@ def test_old_entries_are_deleted(cache, monkeypatch):
 
 @pytest.mark.parametrize(("make", "config"), [(make_a2c, A2CConfig), (make_ppo, PPOConfig)])
 def test_no_number_that_is_a_leaf_is_part_of_the_graph(make, config):
-    """Which is why an identity leaves them out."""
+    """Which is why another one compiles nothing; a function that does read them is another one."""
     env = envs.make("CartPole-v1")
     start = config(**SMALL, lr_schedule="linear")
 
@@ -179,8 +181,9 @@ def test_no_number_that_is_a_leaf_is_part_of_the_graph(make, config):
     changed = dataclasses.replace(start, **{field: 0.5 if field != "total_steps" else 9 for field in cfg.sweepable(start)})
     assert changed != start
     other_code, other_name = graph(changed)
-    assert (repr(other_code), other_name) == (repr(code), name)
-    assert graph(dataclasses.replace(start, n_steps=6))[1] != name
+    assert repr(other_code) == repr(code)
+    assert other_name != name
+    assert repr(graph(dataclasses.replace(start, n_steps=6))[0]) != repr(code)
 
 
 def own(x):
@@ -208,11 +211,10 @@ def test_identities():
         np.zeros(2),
     ]
     values += [torch.zeros(2), torch.zeros(1, 2), torch.float32, random.split, partial(random.split, n=2), PPOConfig(), A2CConfig()]
-    values += [envs.make("CartPole-v1"), envs.make("Acrobot-v1"), PPOConfig(n_steps=3), PPOConfig(target_kl=0.1)]
+    values += [envs.make("CartPole-v1"), envs.make("Acrobot-v1"), PPOConfig(n_steps=3), PPOConfig(lr=1.0)]
     names = [identity.of(own(x)) for x in values]
     assert len(set(names)) == len(names)
     assert names == [identity.of(own(x)) for x in values]
-    assert identity.of(own(PPOConfig(lr=1.0))) == identity.of(own(PPOConfig()))
     loop: list = []
     loop.append(loop)
     assert identity.of(own(loop)) == identity.of(own(loop))

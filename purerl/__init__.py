@@ -3,9 +3,10 @@
 from purerl import distributions, envs, losses, nets, normalize, optim, random, tree
 from purerl.algos import A2CConfig, PPOConfig, make_a2c, make_ppo
 from purerl.base import Algorithm, Batch, Env, EnvSpec, Inputs, Policy
+from purerl.donation import Donated, SpentError
 from purerl.policies import make_policy
 from purerl.rollout import fuse, rollout
-from purerl.transforms import compile, iterate, scan, specialize, vmap
+from purerl.transforms import compile, iterate, scan, specialize, vmap, write
 
 __version__ = "0.1.0"
 
@@ -13,11 +14,13 @@ __all__ = [
     "A2CConfig",
     "Algorithm",
     "Batch",
+    "Donated",
     "Env",
     "EnvSpec",
     "Inputs",
     "PPOConfig",
     "Policy",
+    "SpentError",
     "compile",
     "distributions",
     "envs",
@@ -36,4 +39,5 @@ __all__ = [
     "specialize",
     "tree",
     "vmap",
+    "write",
 ]

@@ -1,4 +1,4 @@
-"""How functions run: `compile`, `specialize`, `vmap` and `scan`. What they compute stays the same."""
+"""How functions run: `compile`, `specialize`, `vmap`, `scan` and `write`. What they compute stays the same."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purerl import compiling, tree
-from purerl.compiling import cuda, fallback, programs
+from purerl import compiling, donation, tree
+from purerl.compiling import cuda, programs
+from purerl.donation import Donated
 
 
 class Program(NamedTuple):
@@ -41,19 +42,23 @@ def compile(f: Callable, threads: int = 1) -> Callable:
     """Trace `f` once for each structure, shape, stride, dtype and device of its arguments, and compile what was traced.
 
     As with `jax.jit`, the Python of `f` runs while it is traced and never again: numbers and other arguments that are no tensors,
-    and all that it closes over, are taken as they are at that time. The results own their memory.
+    and all that it closes over, are taken as they are at that time. The results own their memory, but for what is `Donated`: that
+    is written in place, and the memory handed over is spent.
 
     Args:
-        f: a pure function of trees.
+        f: a pure function of trees. It gives back all the donated memory that it is given, in the same order, or none of it.
         threads: CPU threads of one call. One is fastest for small networks; many lanes run faster as several tiles in Python
             threads of their own (the compiled code lets go of the interpreter) than with several threads in one call.
 
     Raises:
-        TraceError: at the first call; what happens in `f` depends on a number inside a tensor, or it writes into one.
-        ValueError: at the first call; an argument requires a gradient, which the program could not give back.
+        TraceError: at the first call; what happens in `f` depends on a number inside a tensor, or it writes into one, or it reads
+            donated memory as it was before it was written.
+        SpentError: an argument was donated before.
+        ValueError: at the first call; an argument requires a gradient, which the program could not give back; or not all donated
+            memory comes back. At any call; another argument lies in donated memory.
     """
     leafwise = _leafwise(f)
-    compiled: dict[Any, Program] = {}
+    compiled: dict[Any, programs.Built] = {}
 
     def call(*args: Any) -> Any:
         leaves, structure = tree.flatten(args)
@@ -65,10 +70,20 @@ def compile(f: Callable, threads: int = 1) -> Callable:
         if program is None:
             with compiling.one_at_a_time:
                 program = compiled[key] = compiled.get(key) or _build(leafwise, leaves, structure, threads)
-        return tree.unflatten(program.structure, program.run([x for x in leaves if isinstance(x, Tensor)]))
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        return tree.unflatten(program.structure, _run_in_place(program, tensors) if program.given else program.run(tensors))
 
     call.leafwise = leafwise  # type: ignore[attr-defined]
     return call
+
+
+def _run_in_place(program: programs.Built, tensors: list[Tensor]) -> list[Tensor]:
+    """Run a program that writes into some of its arguments: the results, those among them."""
+    memory = [tensors[i] for i in program.given]
+    donation.check_apart(memory, [x for i, x in enumerate(tensors) if i not in program.given])
+    rest = iter(program.run(tensors))
+    kept = iter(donation.hand_on(memory))
+    return [next(kept) if is_donated else next(rest) for is_donated in tree.donated(program.structure)]
 
 
 def iterate(step: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any, int], tuple[Any, Any]]:
@@ -99,9 +114,10 @@ def specialize(f: Callable, *examples: Any) -> Program:
     """`compile(f)` for arguments with the structure, shapes, strides, dtypes and devices of the examples, and for no others.
 
     For a small function that a loop of the outside world calls at each step: a call costs a fifth of a compiled function's,
-    because no tree is taken apart and nothing but shapes and strides is checked.
+    because no tree is taken apart and nothing but shapes and strides is checked. Nothing is donated.
     """
-    return _build(_leafwise(f), *tree.flatten(examples), threads=1)
+    built = _build(_leafwise(f), *tree.flatten(examples), threads=1)
+    return Program(built.run, built.structure)
 
 
 def specialize_into(f: Callable, out: Any, *examples: Any) -> Callable[[list[Tensor]], Any]:
@@ -112,7 +128,7 @@ def specialize_into(f: Callable, out: Any, *examples: Any) -> Callable[[list[Ten
         out: an example of the memory; it must not overlap the arguments'.
 
     Returns:
-        A function of the leaves of `out` and of the arguments, as a list that it empties. It *donates* those of `out`.
+        A function of the leaves of `out` and of the arguments, as a list that it empties. It writes into those of `out`.
     """
 
     def program(out: Any, *args: Any) -> Any:
@@ -120,7 +136,7 @@ def specialize_into(f: Callable, out: Any, *examples: Any) -> Callable[[list[Ten
             place.copy_(result)
         return ()
 
-    return _build(_leafwise(program), *tree.flatten((out, *examples)), threads=1, n_donated=len(tree.leaves(out))).run
+    return _build(_leafwise(program), *tree.flatten((out, *examples)), threads=1, n_written=len(tree.leaves(out))).run
 
 
 def trace(f: Callable, *examples: Any) -> Trace:
@@ -133,21 +149,20 @@ def trace(f: Callable, *examples: Any) -> Trace:
         return Trace(*programs.trace(_leafwise(f), leaves, structure))
 
 
-def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, n_donated: int = 0) -> Program:
+def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, n_written: int = 0) -> programs.Built:
     if any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
         raise ValueError(
             "compile: an argument requires a gradient; take it inside the function, with torch.func.grad, or detach it"
         )
     if not compiling.is_tested():
-        _, results_structure = leafwise(leaves, structure)
-        return Program(fallback.build(programs.on_tensors(leafwise, leaves, structure)[0]), results_structure)
+        return programs.build_plainly(leafwise, leaves, structure)
     with compiling.one_at_a_time:
-        return Program(*programs.build(leafwise, leaves, structure, threads, n_donated))
+        return programs.build(leafwise, leaves, structure, threads, n_written)
 
 
 def _is_inside() -> bool:
     """Whether a function is being traced or mapped: what was compiled apart becomes a part of it."""
-    return torch.compiler.is_compiling() or compiling.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or compiling.is_tracing() or compiling.is_mapping()
 
 
 def _leafwise(f: Callable) -> Callable:
@@ -179,11 +194,42 @@ def vmap(f: Callable, in_dims: int | tuple[int | None, ...] = 0) -> Callable:
         return results, tree.batched(structures[0], 1)
 
     def mapped(*args: Any) -> Any:
-        results, structure = leafwise(*tree.flatten(args))
-        return tree.unflatten(structure, results if torch.compiler.is_compiling() else tree.own(results))
+        leaves, args_structure = tree.flatten(args)
+        results, structure = leafwise(leaves, args_structure)
+        if torch.compiler.is_compiling():
+            return tree.unflatten(structure, results)
+        is_memory = tree.donated(structure)
+        if any(is_memory) and not compiling.is_tracing():
+            donation.hand_on([x for x, is_donated in zip(leaves, tree.donated(args_structure), strict=True) if is_donated])
+        keep = (lambda x: x) if compiling.is_tracing() else donation.renamed
+        owned = [keep(x) if is_donated else tree.own(x) for x, is_donated in zip(results, is_memory, strict=True)]
+        return tree.unflatten(structure, owned)
 
     mapped.leafwise = leafwise  # type: ignore[attr-defined]
     return mapped
+
+
+def write(memory: Donated, rows: Tensor, values: Any) -> Donated:
+    """Write into some rows of donated memory, in place.
+
+    Args:
+        memory: leaves `[N, ...]`. It is *donated*.
+        rows: `[M]` int64, no row twice.
+        values: a tree of the leaves that are written there, in the memory's order, `[M, ...]`.
+
+    Returns:
+        The memory with the rows written.
+
+    Raises:
+        SpentError: it was donated before.
+    """
+    leaves, structure = tree.flatten(memory)
+    new = tree.leaves(values)
+    if torch.compiler.is_compiling() or compiling.is_tracing():
+        return tree.unflatten(structure, [x.index_put((rows,), v) for x, v in zip(leaves, new, strict=True)])
+    for x, v in zip(leaves, new, strict=True):
+        x.index_put_((rows,), v)
+    return tree.unflatten(structure, donation.hand_on(leaves))
 
 
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unroll: int = 1) -> tuple[Any, Any]:
@@ -195,22 +241,22 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unrol
     Args:
         body: `body(carry, x) -> (carry, y)`; the carry keeps its structure, shapes and dtypes, and `y` is a nesting of plain
             dicts, lists and tuples of tensors.
-        carry: a tree.
+        carry: a tree; what is `Donated` in it is written in place.
         xs: a tree whose leaves are `[T, ...]`.
         unroll: steps in one turn of the compiled loop, lowered to a divisor of T; more take longer to compile.
 
     Returns:
         The last carry, and the tree of `y` with leaves `[T, ...]`.
     """
-    loop = _loop_of_dynamo if torch.compiler.is_compiling() else _loop_of_trace if compiling.is_tracing() else None
-    if loop is None:
+    if not (torch.compiler.is_compiling() or compiling.is_tracing()):
         ys = []
         for t in range(len(tree.leaves(xs)[0])):
             carry, y = body(carry, tree.index(xs, t))
             ys.append(y)
         return carry, tree.stack(ys)
 
-    # Each tensor that crosses the loop's border costs time at every turn, so they cross packed; the `y` go into place one by one.
+    # Each tensor that crosses the loop's border costs time at every turn, so they cross packed; the `y` go into place one by one,
+    # and donated memory stays where it is.
     packed_carry, unpack_carry = tree.pack(carry)
     packed_xs, unpack_x = tree.pack(xs, axes=1)
     n_steps = len(tree.leaves(xs)[0])
@@ -224,28 +270,43 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unrol
         return tree.pack(carry)[0], tree.own(tree.stack(ys))
 
     turns = tree.map(lambda x: x.unflatten(0, (-1, per_turn)), packed_xs)
-    packed_carry, ys = loop(turn, packed_carry, turns)
-    return tree.own(unpack_carry(packed_carry)), tree.map(lambda y: y.flatten(0, 1), ys)
+    packed_carry, ys = _loop(turn, packed_carry, turns)
+    carry, ys = unpack_carry(packed_carry), tree.map(lambda y: y.flatten(0, 1), ys)
+    leaves, structure = tree.flatten(carry)
+    owned = [x if is_donated else tree.own(x) for x, is_donated in zip(leaves, tree.donated(structure), strict=True)]
+    return tree.unflatten(structure, owned), ys
 
 
-def _loop_of_trace(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+def _loop(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """One loop of the program that is being traced, over the tensors of the trees."""
     carry_leaves, carry_structure = tree.flatten(carry)
-    xs_leaves, xs_structure = tree.flatten(xs)
-    n, structures = len(carry_leaves), []
 
-    def on_tensors(*tensors: Tensor) -> list[Tensor]:
-        carry, y = turn(tree.unflatten(carry_structure, tensors[:n]), tree.unflatten(xs_structure, tensors[n:]))
-        y_leaves, y_structure = tree.flatten(y)
-        structures.append(y_structure)
-        return [*tree.leaves(carry), *y_leaves]
+    def flat_turn(carry: Sequence[Tensor], xs: Any) -> tuple[list[Tensor], Any]:
+        new, y = turn(tree.unflatten(carry_structure, carry), xs)
+        return tree.leaves(new), y
 
+    loop = _loop_of_dynamo if torch.compiler.is_compiling() else _loop_of_trace
+    leaves, ys = loop(flat_turn, carry_leaves, xs, sum(tree.donated(carry_structure)))
+    return tree.unflatten(carry_structure, leaves), ys
+
+
+def _loop_of_trace(turn: Callable, carry: list[Tensor], xs: Any, n_donated: int) -> tuple[list[Tensor], Any]:
     from purerl.compiling import loops
 
-    results = loops.loop(on_tensors, carry_leaves, xs_leaves)
-    return tree.unflatten(carry_structure, results[:n]), tree.unflatten(structures[-1], results[n:])
+    xs_leaves, xs_structure = tree.flatten(xs)
+    n, structures = len(carry), []
+
+    def on_tensors(*tensors: Tensor) -> list[Tensor]:
+        new, y = turn(tensors[:n], tree.unflatten(xs_structure, tensors[n:]))
+        y_leaves, y_structure = tree.flatten(y)
+        structures.append(y_structure)
+        return [*new, *y_leaves]
+
+    results = loops.loop(on_tensors, carry, xs_leaves, n_donated)
+    return results[:n], tree.unflatten(structures[-1], results[n:])
 
 
-def _loop_of_dynamo(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+def _loop_of_dynamo(turn: Callable, carry: list[Tensor], xs: Any, n_donated: int) -> tuple[list[Tensor], Any]:
     from torch._higher_order_ops.scan import scan
 
     return scan(turn, carry, xs)

@@ -7,6 +7,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase, is_tensorclass
 from torch import Tensor
 
+from purerl.donation import Donated
+
 
 class Node(NamedTuple):
     """The structure of a tree without its leaves, comparable and hashable; a leaf's is None.
@@ -86,6 +88,15 @@ def batched(structure: Node | None, more: int) -> Node | None:
     return Node(structure.cls, structure.keys, children, structure.size, dims)
 
 
+def donated(structure: Node | None) -> list[bool]:
+    """For each leaf whether it is donated memory."""
+    if structure is None:
+        return [False]
+    if structure.cls is Donated:
+        return [True] * structure.size
+    return [found for child in structure.children for found in donated(child)]
+
+
 def map(f: Callable, *trees: Any) -> Any:
     """The tree of `f(leaf, ...)` over the leaves of trees of one structure."""
     columns = [leaves(tree) for tree in trees]
@@ -139,29 +150,36 @@ def where(mask: Tensor, a: Any, b: Any) -> Any:
     return map(lambda x, y: torch.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, y), a, b)
 
 
-def pack(tree: Any, axes: int = 0) -> tuple[dict[torch.dtype, Tensor], Callable[[dict[torch.dtype, Tensor]], Any]]:
+def pack(tree: Any, axes: int = 0) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any]]:
     """All leaves side by side, one tensor `[*lead, n]` for each dtype, where `lead` are the `axes` leading axes the leaves share.
 
     Returns:
-        The packed tensors, and the function that cuts such tensors, with any leading axes, into views of the tree's shapes.
+        The packed tensors by dtype and, as they are, those that are donated in one `Donated` (if there are any); and the function
+        that cuts such tensors, with any leading axes, into views of the tree's shapes.
     """
     flat, shape_of_tree = flatten(tree)
     groups: dict[torch.dtype, list[int]] = {}
+    large = [i for i, is_donated in enumerate(donated(shape_of_tree)) if is_donated]
     for i, x in enumerate(flat):
-        groups.setdefault(x.dtype, []).append(i)
+        if i not in large:
+            groups.setdefault(x.dtype, []).append(i)
     shapes = [x.shape[axes:] for x in flat]
 
-    def unpack(packed: dict[torch.dtype, Tensor]) -> Any:
+    def unpack(packed: dict[Any, Any]) -> Any:
         out: list[Any] = [None] * len(shapes)
+        for i, x in zip(large, leaves(packed.get(Donated, ())), strict=True):
+            out[i] = x
         for dtype, members in groups.items():
             parts = packed[dtype].split([shapes[i].numel() for i in members], -1)
             for i, part in zip(members, parts, strict=True):
                 out[i] = part.reshape(part.shape[:-1] + shapes[i])
         return unflatten(shape_of_tree, out)
 
-    packed = {
+    packed: dict[Any, Any] = {
         dtype: torch.cat([flat[i].reshape((*flat[i].shape[:axes], -1)) for i in members], -1) for dtype, members in groups.items()
     }
+    if large:
+        packed[Donated] = Donated(memory=TensorDict({str(i): flat[i] for i in large}))
     return packed, unpack
 
 

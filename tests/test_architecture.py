@@ -6,7 +6,7 @@ from pathlib import Path
 import purerl
 
 FLOORS = [
-    {"base", "random", "tree", "config", "compiling", "transforms"},
+    {"base", "random", "tree", "config", "compiling", "donation", "transforms"},
     {"extras", "spaces", "distributions", "losses", "nets", "optim", "episodes", "normalize", "envs", "rollout", "policies"},
     {"algos"},
     {"samplers", "checkpoint", "logs"},

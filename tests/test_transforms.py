@@ -31,6 +31,13 @@ def test_scan_compiled_vmapped_equals_eager_singles():
         assert_trees_equal((carry[i], {k: v[i] for k, v in ys.items()}), run(start[i], xs[i]), rtol=1e-6, atol=0)
 
 
+def test_scan_of_one_tensor_and_no_results():
+    xs = torch.arange(6.0).reshape(2, 3)
+    total = lambda start, xs: scan(lambda c, x: (c + x, {}), start, xs)[0]  # noqa: E731
+    assert compile(total)(torch.zeros(()), xs[1]) == 12
+    assert compile(vmap(total))(torch.zeros(2), xs).tolist() == [3, 12]
+
+
 def test_what_a_turn_leaves_is_not_overwritten_by_a_later_one():
     """Intermediates that library calls fill, carried on, handed to the next turn as the one before, and stacked."""
     generator = torch.Generator().manual_seed(2)

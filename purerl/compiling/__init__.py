@@ -36,6 +36,11 @@ def is_tracing() -> bool:
     return getattr(_here, "tracing", False)
 
 
+def is_mapping() -> bool:
+    """Whether a function of torch.func (vmap, grad) is at work right now."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 @contextlib.contextmanager
 def tracing_now() -> Iterator[None]:
     """Within, a function is being traced."""

@@ -8,6 +8,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
+from torch._higher_order_ops import utils
 from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.cpu_vec_isa import VecISA
@@ -29,7 +30,7 @@ def build(graph: Graph, threads: int) -> tuple[Callable[[list[Tensor]], list[Ten
     """
     inputs = [node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")]
     mode = inputs[0].fake_mode if inputs else FakeTensorMode()
-    with torch.no_grad(), config.patch(options(threads)), tracing(TracingContext(mode)), _without_probes():
+    with torch.no_grad(), config.patch(options(threads)), tracing(TracingContext(mode)), _without_probes(), _ordered():
         program: Any = compile_fx_inner(graph.module, inputs, cpp_wrapper=CPP_WRAPPER)
     return program, _library(program) if all(x.device.type == "cpu" for x in inputs) else None
 
@@ -43,6 +44,17 @@ def _library(program: Any) -> Path | None:
 def _without_probes() -> Any:
     """Inductor compiles test programs to learn whether the compiler knows the processor's instructions; torch lists those."""
     return mock.patch.object(VecISA, "check_build", return_value=True)
+
+
+def _ordered() -> Any:
+    """Inductor pairs what a loop's body writes, in the order of writing, with the loop's operands, in theirs."""
+    check = utils.check_input_alias_and_mutation
+
+    def ordered(*args: Any) -> tuple:
+        *aliases, written = check(*args)
+        return (*aliases, sorted(set(written)))
+
+    return mock.patch.object(utils, "check_input_alias_and_mutation", ordered)
 
 
 def options(threads: int) -> dict[str, Any]:

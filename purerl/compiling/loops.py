@@ -14,13 +14,16 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, track_tensor_tree
 from torch.utils import _pytree as pytree
 
-from purerl.compiling.tracing import is_literal
+from purerl.compiling.tracing import is_literal, may_write
 
 scan_op._cacheable = True  # the body is a submodule of the graph, hence part of the key of inductor's on-disk cache
 
 
-def loop(f: Callable[..., Sequence[Tensor]], carry: Sequence[Tensor], xs: Sequence[Tensor]) -> list[Tensor]:
+def loop(f: Callable[..., Sequence[Tensor]], carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated: int = 0) -> list[Tensor]:
     """`for x in zip(*xs): *carry, *y = f(*carry, *x)` in the graph that is being traced; what `f` closes over may be traced too.
+
+    Args:
+        n_donated: how many of the carry, at its end, are memory that each turn writes in place.
 
     Returns:
         The last carry, and each `y` stacked.
@@ -29,39 +32,57 @@ def loop(f: Callable[..., Sequence[Tensor]], carry: Sequence[Tensor], xs: Sequen
         ValueError: the carry that `f` returns has other shapes or dtypes; or the loop is to be differentiated through.
     """
     if peek_interpreter_stack() is None:
-        return _emit(f, carry, xs)
+        return _emit(f, carry, xs, n_donated)
     interpreter = retrieve_current_functorch_interpreter()
     if interpreter.key() != TransformType.Vmap:
         raise ValueError("scan: a compiled loop cannot be differentiated through; take the gradient inside its body")
-    return _batched(interpreter, f, carry, xs)
+    return _batched(interpreter, f, carry, xs, n_donated)
 
 
-def _batched(interpreter: Any, f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> list[Tensor]:
+def _batched(interpreter: Any, f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated: int) -> list[Tensor]:
     """The loop below one vmap: its carry is mapped along the first axis, and so is what it stacks, behind the axis of turns."""
     level, size, n = interpreter.level(), interpreter.batch_size(), len(carry)
     (carry, xs), (carry_dims, xs_dims) = unwrap_batched((tuple(carry), tuple(xs)), level)
-    carry = [x.expand(size, *x.shape) if d is None else x.movedim(d, 0) for x, d in zip(carry, carry_dims, strict=True)]
-    xs = [x if d is None else x.movedim(d, 1) for x, d in zip(xs, xs_dims, strict=True)]
+    carry = [x.expand(size, *x.shape) if d is None else _moved(x, d, 0) for x, d in zip(carry, carry_dims, strict=True)]
+    xs = [x if d is None else _moved(x, d, 1) for x, d in zip(xs, xs_dims, strict=True)]
     in_dims = (0,) * n + tuple(None if d is None else 0 for d in xs_dims)
     y_dims: list[int | None] = []
 
     def lanes(*args: Tensor) -> list[Tensor]:
         results, dims = restore_vmap(f, in_dims, size, interpreter.randomness())(*args)
         y_dims[:] = [None if d is None else 1 for d in dims[n:]]
-        first = [x if d is None else x.movedim(d, 0) for x, d in zip(results, dims, strict=True)]
+        first = [x if d is None else _moved(x, d, 0) for x, d in zip(results, dims, strict=True)]
         return [x.expand(size, *x.shape) if d is None else x for x, d in zip(first[:n], dims[:n], strict=True)] + first[n:]
 
     with interpreter.lower():
-        results = loop(lanes, carry, xs)
+        results = loop(lanes, carry, xs, n_donated)
     return list(wrap_batched(tuple(results), (0,) * n + tuple(y_dims), level))
 
 
-def _emit(f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> list[Tensor]:
+def _moved(x: Tensor, axis: int, to: int) -> Tensor:
+    """An axis moved; the tensor itself if it is there, which memory that is written in place must stay."""
+    return x if axis == to else x.movedim(axis, to)
+
+
+def _emit(f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated: int) -> list[Tensor]:
     mode: Any = get_proxy_mode()
     tracer, n, length = mode.tracer, len(carry), len(xs[0])
+    in_place, n_results = range(n - n_donated, n), 0
+
+    def turn(*args: Tensor) -> list[Tensor]:
+        nonlocal n_results
+        results = list(f(*args))
+        n_results = len(results)
+        with may_write([args[k] for k in in_place]):
+            for k in in_place:
+                if results[k] is not args[k]:
+                    args[k].copy_(results[k])
+        owned = [args[k] if k in in_place else x.clone(memory_format=torch.contiguous_format) for k, x in enumerate(results)]
+        return owned if len(owned) > 1 else [*owned, args[0].new_zeros(())]  # inductor cannot lower a loop with one result
+
     with disable_proxy_modes_tracing():
         examples = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (*carry, *(x[0] for x in xs))]
-        body = reenter_make_fx(lambda *args: [x.clone(memory_format=torch.contiguous_format) for x in f(*args)])(*examples)
+        body = reenter_make_fx(turn)(*examples)
     body.graph.eliminate_dead_code()
     closed_over = _lift(body)
     body.recompile()
@@ -77,9 +98,10 @@ def _emit(f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> list[Te
     operands = (body, [x.contiguous() for x in carry], list(xs), tuple(closed_over))
     proxies = pytree.tree_map_only((Tensor, torch.fx.GraphModule), tracer.unwrap_proxy, operands)
     proxy = tracer.create_proxy("call_function", scan_op, proxies, {}, name="scan")
+    proxy.node.meta["in_place"] = in_place
     with disable_proxy_modes_tracing():
         outs = [torch.empty_like(x) for x in results[:n]] + [x.new_empty((length, *x.shape)) for x in results[n:]]
-    return list(track_tensor_tree(outs, proxy, constant=None, tracer=tracer))
+    return list(track_tensor_tree(outs, proxy, constant=None, tracer=tracer))[:n_results]
 
 
 def _fake(body: torch.fx.GraphModule, value: Tensor) -> Tensor:

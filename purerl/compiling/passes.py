@@ -12,6 +12,7 @@ from torch._inductor.pattern_matcher import Arg, CallFunction, Match, PatternMat
 from torch._inductor.virtualized import V
 
 aten = torch.ops.aten
+LARGE = 1 << 16  # bytes of memory that a loop is not handed a copy of
 _SchedulerPass: Any = getattr(custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)  # torch 2.11 has one kind of pass
 
 # Eigen's rational approximation of tanh, as XLA uses it: odd numerator, even denominator, accurate to a few ulp in float32.
@@ -67,15 +68,19 @@ class CheapTanh(CustomGraphPass):
 class OwnMemory(CustomGraphPass):
     """Copies that inductor would leave out, although they are needed.
 
-    What a scan reads from outside: the C++ wrapper of torch 2.13 frees a view twice that a loop is handed. And results that share
-    memory: inductor drops the copy of a contiguous view.
+    What a scan reads from outside: the C++ wrapper of torch 2.13 frees a view twice that a loop is handed. But large memory that is
+    no view is read where it is, and written there if the loop writes it. And results that share memory: inductor drops the copy of
+    a contiguous view.
     """
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         for loop in graph.find_nodes(op="call_function", target=torch.ops.higher_order.scan):
-            body, *groups = loop.args
+            body, carry, xs, closed_over = loop.args
+            in_place = _written(getattr(graph.owning_module, body.target))
             with graph.inserting_before(loop):
-                loop.args = (body, *([_copy(graph, x) for x in group] for group in groups))
+                carry = [x if i in in_place else _copy(graph, x) for i, x in enumerate(carry)]
+                closed_over = [x if _is_large_memory(x) else _copy(graph, x) for x in closed_over]
+                loop.args = (body, carry, [_copy(graph, x) for x in xs], closed_over)
         output = graph.output_node()
         results: Any = output.args[0]
         taken: set[int] = set()
@@ -143,6 +148,17 @@ def _copy(graph: torch.fx.Graph, x: Any) -> Any:
     copy = graph.call_function(aten.clone.default, (x,))
     copy.meta["val"] = x.meta["val"].clone()
     return copy
+
+
+def _written(body: torch.fx.GraphModule) -> set[int]:
+    """Which of its inputs a loop's body writes into."""
+    inputs = body.graph.find_nodes(op="placeholder")
+    writes = [x for x in body.graph.nodes if isinstance(x.target, torch._ops.OpOverload) and x.target._schema.is_mutable]
+    return {inputs.index(x.args[0]) for x in writes if x.args[0] in inputs}
+
+
+def _is_large_memory(x: torch.fx.Node) -> bool:
+    return (x.op == "placeholder" or x.target is aten.index_put.default) and x.meta["val"].nbytes >= LARGE
 
 
 def _storage(x: Any) -> int:

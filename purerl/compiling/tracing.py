@@ -1,8 +1,9 @@
 """A function as a graph of tensor operations, found by running it once on tensors without data."""
 
+import contextlib
 import itertools
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,16 +55,18 @@ def describe(graph: Graph) -> list[Any]:
     return parts
 
 
-def trace(f: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], n_donated: int = 0) -> Graph:
+def trace(f: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], written: Sequence[int] = ()) -> Graph:
     """Trace `f(*examples) -> tensors`, for arguments of the examples' shapes, strides, dtypes and devices.
 
     Args:
-        n_donated: how many of the first arguments `f` may write into, by `copy_` of the whole.
+        written: which of the arguments `f` may write into, by `copy_` of the whole.
 
     Raises:
         TraceError: `f` asks for a number inside a tensor, or writes into a tensor.
     """
-    tracer = make_fx(_watched(f, n_donated), select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
+    from purerl.compiling import in_place
+
+    tracer = make_fx(_watched(f, written), select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
         with torch.no_grad(), compiling.tracing_now():
             module = tracer(*examples)
@@ -74,6 +77,7 @@ def trace(f: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], n_dona
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
             _fold_moves(part)
+    in_place.settle(module)
     module.graph.eliminate_dead_code()
     used = [bool(node.users) for node in module.graph.find_nodes(op="placeholder")]
     constants = _lift_constants(module)
@@ -95,28 +99,38 @@ def _place(frames: Sequence[traceback.FrameSummary]) -> str:
     return f"{frame.filename}:{frame.lineno} ({frame.line})"
 
 
-def _watched(f: Callable, n_donated: int) -> Callable:
+def _watched(f: Callable, written: Sequence[int]) -> Callable:
     def watched(*examples: Tensor) -> Sequence[Tensor]:
-        with _Watch(examples[:n_donated]):
+        with _Watch(), may_write([examples[i] for i in written]):
             return f(*examples)
 
     return watched
 
 
+_writable: list[int] = []
+
+
+@contextlib.contextmanager
+def may_write(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Within, what is traced may write into these whole tensors."""
+    before = len(_writable)
+    _writable.extend(map(id, tensors))
+    try:
+        yield
+    finally:
+        del _writable[before:]
+
+
 class _Watch(TorchDispatchMode):
     """Raises where a function asks for the numbers in a tensor, or writes into one.
 
-    But it may write into a whole donated one, and torch itself into its own: autograd does, on a GPU in a thread without a stack.
+    Torch itself may write into its own: autograd does, on a GPU in a thread without a stack.
     """
-
-    def __init__(self, donated: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._donated = [id(x) for x in donated]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _asks_for_numbers(func, args):
             raise TraceError(_by_value(traceback.extract_stack()))
-        if func._schema.is_mutable and not (func is torch.ops.aten.copy_.default and id(args[0]) in self._donated):
+        if func._schema.is_mutable and not (func is torch.ops.aten.copy_.default and id(args[0]) in _writable):
             frames = traceback.extract_stack()
             inner = list(itertools.takewhile(lambda frame: frame.filename.startswith(_LIBRARIES), reversed(frames)))
             if len(inner) < len(frames) and not any(part in frame.filename for frame in inner for part in _WRITES_ITS_OWN):

@@ -1,0 +1,107 @@
+"""Writes into donated memory, where a traced function has new versions of it.
+
+A function writes by operations that return the memory's next version, and the last one is copied into the memory at the end. Here
+every version becomes a write into the memory itself: `index_put` followed by the copy of its whole result is what inductor makes
+an `index_put_` of, and a loop that carries the memory writes into it at each turn.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from purerl.compiling.tracing import TraceError
+
+aten = torch.ops.aten
+_WRITES = (aten.index_put.default, aten._unsafe_index_put.default)
+
+
+def settle(module: GraphModule) -> None:
+    """Let a graph and its loops write where the memory is.
+
+    Raises:
+        TraceError: the memory is read as it was before it was written.
+    """
+    for part in module.modules():
+        if isinstance(part, GraphModule):
+            copies: list[Any] = part.graph.find_nodes(op="call_function", target=aten.copy_.default)
+            for copy in reversed(copies):
+                if copy.args[0].op == "placeholder":
+                    newest = _settle(part.graph, copy)
+                    if part is module and newest.target is operator.getitem:
+                        _keep(part.graph, newest)
+            part.recompile()
+
+
+def _settle(graph: Graph, copy: Any) -> Node:
+    """Write every version of the memory that leads to this copy in place; returns the last one."""
+    place, newest = copy.args
+    versions, writers = [newest], []
+    while versions[-1] is not place and (made := _made(versions[-1])) is not None:
+        writers.append(made[0])
+        versions.append(made[1])
+    if versions[-1] is not place:  # it was computed from scratch: the copy puts it there
+        writers.append(versions[-1])
+        versions.append(place)
+    _check_reads(graph, copy, versions[::-1], writers[::-1])
+    for version, writer in zip(versions, writers, strict=False):
+        if writer is not version:  # a loop
+            body, carry, *rest = writer.args
+            carry = [place if i == version.args[1] else x for i, x in enumerate(carry)]
+            writer.args = (body, carry, *rest)
+            continue
+        if version.target in _WRITES:
+            version.args = (place, *version.args[1:])
+        with graph.inserting_after(version):
+            graph.call_function(aten.copy_.default, (place, version)).meta["val"] = place.meta["val"]
+    copy.replace_all_uses_with(newest if newest.target is operator.getitem else place)
+    graph.erase_node(copy)
+    return newest
+
+
+def _made(version: Any) -> tuple[Any, Any] | None:
+    """What made a version of the memory, a write or a loop that carries it, and the version before; None if neither did."""
+    if version.target in _WRITES:
+        return version, version.args[0]
+    if version.target is operator.getitem:
+        loop, k = version.args
+        if k in loop.meta.get("in_place", ()):
+            return loop, loop.args[1][k]
+    return None
+
+
+def _keep(graph: Graph, version: Node) -> None:
+    """Let a number of what a loop has written be one more result: a loop without results would be left out."""
+    output: Any = graph.output_node()
+    number = version
+    with graph.inserting_before(output):
+        for target, args in ((aten.reshape.default, ([-1],)), (aten.slice.Tensor, (0, 0, 1)), (aten.clone.default, ())):
+            value = target(number.meta["val"], *args)
+            number = graph.call_function(target, (number, *args))
+            number.meta["val"] = value
+    output.args = ((*output.args[0], number),)
+
+
+def _check_reads(graph: Graph, copy: Node, versions: Sequence[Node], writers: Sequence[Any]) -> None:
+    """Raise if a version, or a view of it, is read after the next one was written."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for version, writer in zip(versions, writers, strict=False):
+        storage = version.meta["val"].untyped_storage()._cdata
+        views = [x for x in order if isinstance(x.meta.get("val"), Tensor) and x.meta["val"].untyped_storage()._cdata == storage]
+        for user in {user for view in views for user in view.users} - {*views, copy, graph.output_node()}:
+            if order[user] > order[writer] or (user is writer and _reads_twice(writer, views)):
+                raise TraceError(
+                    f"memory of shape {list(version.meta['val'].shape)} that is donated is read as it was before it was written; "
+                    "read it before, or read what the write has returned"
+                )
+
+
+def _reads_twice(writer: Any, views: Sequence[Node]) -> bool:
+    """Whether a write takes the memory that it writes into for something else, too."""
+    if writer.target in _WRITES:
+        return any(x in views for x in (*writer.args[1], writer.args[2]))
+    _, carry, *others = writer.args
+    return sum(x in views for x in carry) > 1 or any(x in views for group in others for x in group)

@@ -1,0 +1,66 @@
+"""Memory that is too large to copy: it is handed on and written in place, and who handed it on has it no longer.
+
+The rule is one of type. What lies in a `Donated` is donated: a function that gives such memory back writes into it in place, and
+the memory that it was given is spent from then on, so that whoever still holds it gets a `SpentError` rather than numbers that
+have changed. A function that gives none back has only read, and spends nothing. All else is copied, as everywhere.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tensordict import TensorClass, TensorDict
+from torch import Tensor
+
+from purerl import compiling
+
+SPENT = (
+    "this memory is spent: it was donated to a function that wrote into it, and what the function returned has taken its place; "
+    "go on with that (purerl.donation)"
+)
+
+
+class Donated(TensorClass):
+    """Large memory, such as a replay's, that functions write in place.
+
+    Attributes:
+        memory: tensors, of any shapes and dtypes; they share no memory with each other or with anything else.
+    """
+
+    memory: TensorDict
+
+
+class SpentError(RuntimeError):
+    """Donated memory is used by who has handed it on."""
+
+
+class _Spent(Tensor):
+    """What becomes of a tensor that was donated."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise SpentError(SPENT)
+
+
+def hand_on(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same memory under new names; the old ones are spent."""
+    new = [renamed(x) for x in tensors]
+    for x in tensors:
+        x.__class__ = _Spent
+    return new
+
+
+def renamed(x: Tensor) -> Tensor:
+    """The same memory as another tensor: no view where that can be, because a view remembers whose it is."""
+    return x.view_as(x) if compiling.is_mapping() else x.data
+
+
+def check_apart(donated: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Raise a `ValueError` if other arguments lie in donated memory: they would change while the function computes."""
+    ends = [(x.data_ptr(), x.data_ptr() + x.numel() * x.itemsize) for x in donated]
+    for i, x in enumerate([*donated, *others]):
+        place = x.data_ptr()
+        if any(start <= place < end for j, (start, end) in enumerate(ends) if i != j and start < end) and x.numel():
+            raise ValueError(
+                f"compile: a tensor of shape {list(x.shape)} lies in memory that is donated along with it, and would change under "
+                "the function; hand over a copy (purerl.tree.own)"
+            )

@@ -1,0 +1,257 @@
+"""Memory that is written in place: the same tensors, the right numbers, and nothing left to who has handed it on."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorClass, TensorDict
+from torch import Tensor
+
+from purerl import Donated, SpentError, compile, compiling, random, scan, tree, vmap, write
+from purerl.compiling.tracing import TraceError
+
+CAPACITY = 24
+
+
+class Buffer(TensorClass):
+    """A ring of items with priorities."""
+
+    content: Donated
+    priorities: Donated
+    cursor: Tensor
+
+
+def init(capacity: int = CAPACITY) -> Buffer:
+    content = TensorDict(obs=torch.zeros(capacity, 3), reward=torch.zeros(capacity, dtype=torch.float64))
+    return Buffer(
+        content=Donated(memory=content),
+        priorities=Donated(memory=TensorDict(p=torch.zeros(capacity))),
+        cursor=torch.zeros((), dtype=torch.int64),
+    )
+
+
+def add(buffer: Buffer, new: dict[str, Tensor]) -> Buffer:
+    n, capacity = len(new["reward"]), len(buffer.content.memory["reward"])
+    rows = (buffer.cursor + torch.arange(n)) % capacity
+    return Buffer(
+        content=write(buffer.content, rows, new),
+        priorities=write(buffer.priorities, rows, torch.ones(n)),
+        cursor=(buffer.cursor + n) % capacity,
+    )
+
+
+def learn(buffer: Buffer, weight: Tensor, rows: Tensor) -> tuple[Buffer, Tensor, Tensor]:
+    """A gradient step a turn on the rows `[K, M]`, whose priorities become the errors."""
+
+    def turn(carry: tuple[Donated, Tensor], rows: Tensor) -> tuple[tuple[Donated, Tensor], Tensor]:
+        priorities, weight = carry
+        obs, reward = buffer.content.memory["obs"][rows], buffer.content.memory["reward"][rows].float()
+
+        def loss(w: Tensor) -> tuple[Tensor, Tensor]:
+            error = obs @ w - reward
+            return (priorities.memory["p"][rows] * error**2).mean(), error
+
+        grad, error = torch.func.grad(loss, has_aux=True)(weight)
+        return (write(priorities, rows, error.abs()), weight - 0.1 * grad), error.mean()
+
+    (priorities, weight), errors = scan(turn, (buffer.priorities, weight), rows)
+    return tree.replace(buffer, priorities=priorities), weight, errors
+
+
+def step(buffer: Buffer, weight: Tensor, new: dict[str, Tensor], rows: Tensor) -> tuple[Buffer, Tensor, Tensor]:
+    return learn(add(buffer, new), weight, rows)
+
+
+def reference(buffer: dict[str, Tensor], cursor: int, weight: Tensor, new: dict[str, Tensor], rows: Tensor) -> tuple:
+    """`step` by plain assignment."""
+    buffer = {name: x.clone() for name, x in buffer.items()}
+    for i in range(len(new["reward"])):
+        at = (cursor + i) % CAPACITY
+        buffer["obs"][at], buffer["reward"][at], buffer["p"][at] = new["obs"][i], new["reward"][i], 1.0
+    errors = []
+    for chosen in rows:
+        error = buffer["obs"][chosen] @ weight - buffer["reward"][chosen].float()
+        weight = weight - 0.1 * (2 * (buffer["p"][chosen] * error) @ buffer["obs"][chosen]) / len(chosen)
+        buffer["p"][chosen] = error.abs()
+        errors.append(error.mean())
+    return buffer, (cursor + len(new["reward"])) % CAPACITY, weight, torch.stack(errors)
+
+
+def inputs(key: Tensor, n: int = 4, turns: int = 3, m: int = 5) -> tuple[dict[str, Tensor], Tensor]:
+    new_key, reward_key, *row_keys = random.split(key, 2 + turns)
+    new = {"obs": random.normal(new_key, (n, 3)), "reward": random.normal(reward_key, (n,)).double()}
+    return new, torch.stack([random.permutation(k, CAPACITY)[:m] for k in row_keys])
+
+
+def leaves_of(buffer: Buffer, lane: int | None = None) -> dict[str, Tensor]:
+    found = {**buffer.content.memory.to_dict(), **buffer.priorities.memory.to_dict()}
+    return found if lane is None else {name: x[lane] for name, x in found.items()}
+
+
+def places(buffer: Buffer) -> list[int]:
+    return [x.data_ptr() for x in leaves_of(buffer).values()]
+
+
+eager: Callable = lambda f: f  # noqa: E731
+compiled_step, compiled_lanes = compile(step), compile(vmap(step))
+
+
+@pytest.mark.parametrize("run", [step, compiled_step], ids=["eager", "compiled"])
+@given(seeds=st.lists(st.integers(0, 1000), min_size=1, max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_steps_write_in_place_and_give_the_numbers_of_plain_assignment(run: Callable, seeds: list[int]) -> None:
+    buffer, weight = init(), torch.zeros(3)
+    there, (old, cursor, slow_weight) = places(buffer), (leaves_of(tree.own(buffer)), 0, weight)
+    for seed in seeds:
+        new, rows = inputs(random.key(seed))
+        buffer, weight, errors = run(buffer, weight, new, rows)
+        old, cursor, slow_weight, slow_errors = reference(old, cursor, slow_weight, new, rows)
+        assert places(buffer) == there
+        assert buffer.cursor == cursor
+        torch.testing.assert_close((leaves_of(buffer), weight, errors), (old, slow_weight, slow_errors))
+
+
+@pytest.mark.parametrize("run", [vmap(step), compiled_lanes], ids=["eager", "compiled"])
+def test_lanes_write_in_place_and_equal_the_lone_run(run: Callable) -> None:
+    n = 3
+    buffers = tree.own(vmap(lambda key: init())(random.split(random.key(0), n)))
+    weights, there = torch.zeros(n, 3), places(buffers)
+    lone = [(leaves_of(init()), 0, torch.zeros(3), torch.zeros(0)) for _ in range(n)]
+    for i in range(5):
+        keys = random.split(random.key(i + 1), n)
+        new, rows = (tree.stack(x) for x in zip(*[inputs(key) for key in keys], strict=True))
+        buffers, weights, errors = run(buffers, weights, new, rows)
+        lone = [reference(*run[:3], tree.index(new, j), rows[j]) for j, run in enumerate(lone)]
+        assert places(buffers) == there
+        for j, (memory, cursor, weight, slow_errors) in enumerate(lone):
+            assert buffers.cursor[j] == cursor
+            torch.testing.assert_close((leaves_of(buffers, j), weights[j], errors[j]), (memory, weight, slow_errors))
+
+
+@pytest.mark.parametrize("wrap", [eager, vmap, compile, lambda f: compile(vmap(f))], ids=["eager", "vmap", "compile", "both"])
+def test_who_has_handed_memory_on_has_it_no_longer(wrap: Callable) -> None:
+    lanes = wrap not in (eager, compile)
+    buffer = tree.own(vmap(lambda key: init())(random.split(random.key(0), 2))) if lanes else init()
+    new, _ = inputs(random.key(1))
+    new = tree.stack([new, new]) if lanes else new
+    same, held = tree.map(lambda x: x, buffer), buffer.content.memory["obs"]
+    go_on = wrap(add)(buffer, new)
+    for use in (lambda: wrap(add)(buffer, new), lambda: wrap(add)(same, new), lambda: held + 1, lambda: held.shape):
+        with pytest.raises(SpentError, match="go on with that"):
+            use()
+    assert go_on.content.memory["obs"].sum() != 0
+    assert wrap(add)(go_on, new).cursor.max() == 8
+
+
+def test_a_function_that_reads_spends_nothing() -> None:
+    buffer = init()
+    read = compile(lambda buffer, rows: buffer.content.memory["obs"][rows].sum(-1))
+    rows = torch.tensor([1, 2])
+    torch.testing.assert_close(read(buffer, rows), read(buffer, rows))
+    assert tree.leaves(tree.own(buffer))[0].sum() == 0
+
+
+def test_memory_that_was_written_cannot_be_read_as_it_was() -> None:
+    def late(buffer: Buffer, new: dict[str, Tensor]) -> tuple[Buffer, Tensor]:
+        return add(buffer, new), buffer.content.memory["obs"][:2] + 1
+
+    def between(buffer: Buffer, new: dict[str, Tensor], rows: Tensor) -> tuple[Buffer, Tensor]:
+        after, _, _ = learn(buffer, torch.zeros(3), rows)
+        return after, buffer.priorities.memory["p"] + 1
+
+    new, rows = inputs(random.key(0))
+    with pytest.raises(SpentError):
+        late(init(), new)
+    for f, args in ((late, (new,)), (between, (new, rows))):
+        buffer = init()
+        with pytest.raises(TraceError, match="read as it was before it was written"):
+            compile(f)(buffer, *args)
+        assert buffer.content.memory["obs"].sum() == 0  # not spent
+
+
+def test_two_writes_of_one_call_are_both_there() -> None:
+    def twice(buffer: Buffer, new: dict[str, Tensor]) -> Buffer:
+        return add(add(buffer, new), new)
+
+    new, _ = inputs(random.key(0))
+    buffer = init()
+    there = places(buffer)
+    buffer = compile(twice)(buffer, new)
+    assert places(buffer) == there
+    torch.testing.assert_close(buffer.content.memory["obs"][:8], torch.cat([new["obs"], new["obs"]]))
+
+
+@pytest.mark.parametrize("lanes", [False, True])
+def test_a_loop_in_a_loop_writes_in_place(lanes: bool) -> None:
+    def steps(buffer: Buffer, weight: Tensor, new: dict[str, Tensor], rows: Tensor) -> tuple[Buffer, Tensor, Tensor]:
+        def turn(carry: tuple[Buffer, Tensor], xs: tuple) -> tuple[tuple[Buffer, Tensor], Tensor]:
+            buffer, weight, errors = step(*carry, *xs)
+            return (buffer, weight), errors
+
+        (buffer, weight), errors = scan(turn, (buffer, weight), (new, rows))
+        return buffer, weight, errors
+
+    new, rows = tree.stack([inputs(random.key(i)) for i in range(3)])
+    expected = steps(init(), torch.zeros(3), new, rows)
+    args = [(init(), torch.zeros(3), new, rows)]
+    args = tree.stack(args * 2) if lanes else args[0]
+    there = places(args[0])
+    buffer, weight, errors = compile(vmap(steps) if lanes else steps)(*args)
+    assert places(buffer) == there
+    for lane in range(2) if lanes else [None]:
+        torch.testing.assert_close(leaves_of(buffer, lane), leaves_of(expected[0]))
+        torch.testing.assert_close(tree.index((weight, errors), lane) if lanes else (weight, errors), expected[1:])
+
+
+def test_a_loop_that_only_writes_is_run() -> None:
+    new, rows = inputs(random.key(0))
+    expected, _, _ = learn(add(init(), new), torch.zeros(3), rows)
+    buffer = compile(lambda buffer: learn(buffer, torch.zeros(3), rows)[0])(compile(add)(init(), new))
+    torch.testing.assert_close(leaves_of(buffer), leaves_of(expected))
+
+
+def test_all_donated_memory_comes_back_or_none() -> None:
+    with pytest.raises(ValueError, match="all of them, in the same order, or none"):
+        compile(lambda buffer: buffer.content)(init())
+
+
+def test_arguments_that_lie_in_donated_memory_are_refused() -> None:
+    buffer = init()
+    inside = {"obs": buffer.content.memory["obs"][:4], "reward": torch.zeros(4, dtype=torch.float64)}
+    f = compile(add)
+    f(init(), inside)
+    with pytest.raises(ValueError, match="lies in memory that is donated"):
+        f(buffer, inside)
+
+
+def test_cost_of_a_call_does_not_depend_on_the_capacity() -> None:
+    """The kernels that inductor makes touch the written rows alone: a call allocates nothing of the memory's size."""
+    buffer = init(1 << 20)
+    f = compile(add)
+    new, _ = inputs(random.key(0))
+    buffer = f(buffer, new)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        f(buffer, new)
+    assert max(abs(event.cpu_memory_usage) for event in profile.events()) < 1 << 16
+
+
+def test_a_program_from_disk_writes_in_place_too() -> None:
+    new, _ = inputs(random.key(0))
+    for _ in range(2):  # the second one comes from disk
+        buffer = init()
+        there = places(buffer)
+        assert places(compile(add)(buffer, new)) == there
+
+
+@pytest.mark.filterwarnings("ignore:torch .* is none of")
+def test_the_fallback_keeps_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "TESTED", ("0.0",))
+    buffer, weight = init(), torch.zeros(3)
+    new, rows = inputs(random.key(0))
+    expected = reference(leaves_of(init()), 0, weight, new, rows)
+    after, weight, errors = compile(step)(buffer, weight, new, rows)
+    torch.testing.assert_close((leaves_of(after), weight, errors), (expected[0], expected[2], expected[3]))
+    with pytest.raises(SpentError):
+        buffer.content.memory["obs"].sum()

@@ -9,16 +9,28 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
-import safetensors.torch
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-VERSION = 2
+VERSION = 3
 KEEP = 2
+_DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
+_TYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 class CheckpointError(Exception):
@@ -30,13 +42,17 @@ def _named_leaves(state: Any) -> dict[str, Tensor]:
     return {pytree.keystr(path): leaf for path, leaf in paths}
 
 
-def _digest(tensors: dict[str, Tensor], meta: str) -> str:
-    digest = hashlib.sha256(meta.encode())
-    for name in sorted(tensors):
-        x = tensors[name].contiguous()
-        digest.update(f"{name}{x.dtype}{tuple(x.shape)}".encode())
-        digest.update(x.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _in_order(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """As they lie in the file: those of wide numbers first, which keeps all of them aligned."""
+    return sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+
+
+def _describe(name: str, x: Tensor) -> bytes:
+    return f"{name}{x.dtype}{tuple(x.shape)}".encode()
+
+
+def _bytes(x: Tensor) -> memoryview:
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 @contextlib.contextmanager
@@ -62,12 +78,13 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that at any moment its name leads to the whole old or the whole new content."""
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, so that at any moment its name leads to the whole old or the whole new content."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(scratch, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
@@ -80,16 +97,38 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that at any moment its name leads to the whole old or the whole new content."""
+    with writing(path) as file:
+        file.write(data)
+
+
 def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
-    """Write a tree of tensors and a JSON-able `meta` to `path`.
+    """Write a tree of tensors and a JSON-able `meta` to `path`, a safetensors file, one tensor after the other: no more memory is
+    taken than for the largest of them that lies on another device.
 
     Raises:
         OSError: the disk is full, or the folder not writable; what stood at `path` is untouched.
     """
-    tensors = {name: x.detach().cpu().contiguous() for name, x in _named_leaves(state).items()}
-    text = json.dumps(meta)
-    header = {"format": "purerl", "version": str(VERSION), "meta": text, "sha256": _digest(tensors, text)}
-    write_atomically(path, safetensors.torch.save(tensors, header))
+    tensors, text = _in_order(_named_leaves(state)), json.dumps(meta)
+    unknown = "0" * hashlib.sha256().digest_size * 2  # until all has been written
+    header: dict[str, Any] = {"__metadata__": {"sha256": unknown, "format": "purerl", "version": str(VERSION), "meta": text}}
+    at = 0
+    for name, x in tensors:
+        header[name] = {"dtype": _DTYPES[x.dtype], "shape": list(x.shape), "data_offsets": [at, at + x.nbytes]}
+        at += x.nbytes
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    digest = hashlib.sha256(text.encode())
+    with writing(path) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, x in tensors:
+            data = _bytes(x)
+            digest.update(_describe(name, x))
+            digest.update(data)
+            file.write(data)
+        file.seek(8 + encoded.index(unknown.encode()))
+        file.write(digest.hexdigest().encode())
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -99,25 +138,33 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: truncated, altered, foreign, or of another version.
     """
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with safetensors.safe_open(path, "pt") as file:  # which checks that it is all there
+            about = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: truncated, or not a checkpoint ({error})") from None
-    if header.get("format") != "purerl":
+    if about.get("format") != "purerl":
         raise CheckpointError(f"{path}: a safetensors file, but not a purerl checkpoint")
-    if header["version"] != str(VERSION):
-        raise CheckpointError(f"{path}: version {header['version']}; this purerl reads version {VERSION}")
-    if header["sha256"] != _digest(tensors, header["meta"]):
+    if about["version"] != str(VERSION):
+        raise CheckpointError(f"{path}: version {about['version']}; this purerl reads version {VERSION}")
+    tensors, digest = {}, hashlib.sha256(about["meta"].encode())
+    with open(path, "rb") as content:  # into memory of our own: what safetensors gives lies in the file
+        header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+        del header["__metadata__"]
+        for name, entry in header.items():
+            x = tensors[name] = torch.empty(entry["shape"], dtype=_TYPES[entry["dtype"]])
+            content.readinto(_bytes(x))
+            digest.update(_describe(name, x))
+            digest.update(_bytes(x))
+    if about["sha256"] != digest.hexdigest():
         raise CheckpointError(f"{path}: the checksum does not match, the file was altered")
-    return tensors, json.loads(header["meta"])
+    return tensors, json.loads(about["meta"])
 
 
-def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
-    """Read a checkpoint into the structure, shapes and dtypes of `template`.
+def load(path: Path, template: Any, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
+    """Read a checkpoint into the structure, shapes and dtypes of `template`, whose tensors need no data (`transforms.shapes`).
 
     Returns:
-        The state, on the template's devices, and the meta.
+        The state, on the device, and the meta.
 
     Raises:
         CheckpointError: truncated, altered, foreign, of another version, or of another structure.
@@ -131,7 +178,7 @@ def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
             found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
             raise CheckpointError(f"{path}: {name} is {found}, but {x.dtype} {list(x.shape)} was expected")
     spec = pytree.tree_structure(template)
-    return pytree.tree_unflatten([tensors[name].to(x.device) for name, x in wanted.items()], spec), meta
+    return pytree.tree_unflatten([tensors[name].to(device) for name in wanted], spec), meta
 
 
 def save_step(folder: Path, steps: int, state: Any, meta: dict[str, Any]) -> None:
@@ -142,15 +189,15 @@ def save_step(folder: Path, steps: int, state: Any, meta: dict[str, Any]) -> Non
         old.unlink()
 
 
-def load_newest(folder: Path, template: Any) -> tuple[Any, dict[str, Any]]:
-    """Read the newest whole checkpoint; a broken one is passed over with a warning.
+def load_newest(folder: Path, template: Any, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
+    """`load` the newest whole checkpoint; a broken one is passed over with a warning.
 
     Raises:
         CheckpointError: there is none.
     """
     for path in _by_age(folder):
         try:
-            return load(path, template)
+            return load(path, template, device)
         except CheckpointError as error:
             warnings.warn(f"{error}; trying the one before", stacklevel=2)
     raise CheckpointError(f"{folder}: no whole checkpoint")

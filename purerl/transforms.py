@@ -149,6 +149,12 @@ def trace(f: Callable, *examples: Any) -> Trace:
         return Trace(*programs.trace(_leafwise(f), leaves, structure))
 
 
+def shapes(f: Callable, *args: Any) -> Any:
+    """What `f(*args)` returns, as tensors without data: nothing is computed, and no memory is taken (`jax.eval_shape`)."""
+    with torch.device("meta"):
+        return f(*tree.map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, args))
+
+
 def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, n_written: int = 0) -> programs.Built:
     if any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
         raise ValueError(

@@ -1,4 +1,6 @@
 import builtins
+import re
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -8,6 +10,7 @@ from tensordict import TensorDict
 
 from purerl import checkpoint
 from purerl.checkpoint import CheckpointError
+from purerl.transforms import shapes
 
 
 def state(x=1.0):
@@ -53,8 +56,8 @@ def test_foreign_altered_other_version_other_structure(tmp_path, monkeypatch):
         checkpoint.load(path, state().set("a", torch.zeros(5)))
     with pytest.raises(CheckpointError, match=r": \['z'\] is missing$"):
         checkpoint.load(path, state().set("z", torch.zeros(5)))
-    monkeypatch.setattr(checkpoint, "VERSION", 3)
-    with pytest.raises(CheckpointError, match=r": version 2; this purerl reads version 3$"):
+    monkeypatch.setattr(checkpoint, "VERSION", 4)
+    with pytest.raises(CheckpointError, match=r": version 3; this purerl reads version 4$"):
         checkpoint.load(path, state())
 
 
@@ -76,3 +79,26 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
             checkpoint.save(tmp_path / "x", state(2.0), {})
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
     assert_trees_equal(checkpoint.load(tmp_path / "x", state())[0], state(1.0))
+
+
+def peak_growth(f):
+    """Bytes by which this process was larger than before, at most, while `f` ran (Linux)."""
+    status = lambda name: int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # noqa: E731
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status("VmRSS")
+    kept = f()
+    return status("VmHWM") - before, kept
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system tells no peak")
+def test_saving_and_loading_take_no_second_copy(tmp_path):
+    size = 1 << 27
+    large = TensorDict(replay=torch.arange(size // 4, dtype=torch.int32), small=torch.ones(5))
+    grown, _ = peak_growth(lambda: checkpoint.save(tmp_path / "x", large, {}))
+    assert grown < size // 10
+    template = shapes(lambda: TensorDict(replay=torch.zeros(size // 4, dtype=torch.int32), small=torch.zeros(5)))
+    assert template["replay"].device.type == "meta"
+    grown, (loaded, _) = peak_growth(lambda: checkpoint.load(tmp_path / "x", template))
+    assert grown < size * 1.1
+    assert_trees_equal(loaded, large)
+    assert_trees_equal(safetensors.torch.load_file(tmp_path / "x")["['replay']"], large["replay"])

@@ -3,9 +3,9 @@ import torch
 from conftest import assert_trees_equal
 from tensordict import TensorDict
 
-from purerl import random, tree
+from purerl import envs, fuse, make_ppo, random, tree
 from purerl.compiling import passes
-from purerl.transforms import compile, scan, specialize, vmap
+from purerl.transforms import compile, scan, shapes, specialize, vmap
 
 
 def cumulate(carry, x):
@@ -125,3 +125,14 @@ def test_compiled_tanh_uses_it():
 def test_wrong_scan_carry_is_refused():
     with pytest.raises(Exception, match="carry"):
         compile(lambda x: scan(lambda c, x: (torch.stack([c, x]), x), x[0], x))(torch.arange(3.0))
+
+
+def test_shapes_of_a_fused_state_without_computing_it():
+    env = envs.make("CartPole-v1")
+    init, _ = fuse(make_ppo(env.spec), env)
+    keys = random.split(random.key(0), 3)
+    found, real = shapes(vmap(init), keys), vmap(init)(keys)
+    assert tree.structure(found) == tree.structure(real)
+    kinds = [[(x.shape, x.dtype) for x in tree.leaves(state)] for state in (found, real)]
+    assert kinds[0] == kinds[1]
+    assert {x.device.type for x in tree.leaves(found)} == {"meta"}

@@ -17,7 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-VERSION = 2
+VERSION = 3
 KEEP = 2
 
 

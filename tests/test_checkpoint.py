@@ -53,8 +53,8 @@ def test_foreign_altered_other_version_other_structure(tmp_path, monkeypatch):
         checkpoint.load(path, state().set("a", torch.zeros(5)))
     with pytest.raises(CheckpointError, match=r": \['z'\] is missing$"):
         checkpoint.load(path, state().set("z", torch.zeros(5)))
-    monkeypatch.setattr(checkpoint, "VERSION", 3)
-    with pytest.raises(CheckpointError, match=r": version 2; this purerl reads version 3$"):
+    monkeypatch.setattr(checkpoint, "VERSION", 4)
+    with pytest.raises(CheckpointError, match=r": version 3; this purerl reads version 4$"):
         checkpoint.load(path, state())
 
 

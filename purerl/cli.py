@@ -192,7 +192,7 @@ def _train(
 
 
 def _default_steps(algo: str, spec: EnvSpec) -> int:
-    config = algos.make(algo, spec).config
+    config = algos.default_config(algo, spec)
     if not hasattr(config, "total_steps"):
         raise ValueError(f"steps: the config of {algo} has no total_steps to go by; say how many with --steps")
     return config.total_steps

@@ -193,7 +193,7 @@ def plan(
     Raises:
         ValueError, ImportError: naming the field, its value and what is allowed.
     """
-    config_class = algos.config_class(algo)
+    algos.find(algo)
     for name, n, low in (("seeds", seeds, 1), ("steps", steps, 1), ("threads", threads, 0)):
         if not isinstance(n, int):
             raise ValueError(f"{name} = {n!r} is not an integer")
@@ -201,8 +201,8 @@ def plan(
             raise ValueError(f"{name} = {n} is not at least {low}")
     env_options = as_json("env_options", env_options or {})
     made = envs.make(env, **env_options)
-    default = algos.make(algo, made.spec).config if config_class else None
-    start = {f.name: getattr(default, f.name) for f in dataclasses.fields(config_class)} if config_class else {}
+    default = algos.default_config(algo, made.spec)
+    start = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)} if default is not None else {}
     for name in overrides:
         if name not in start:
             fields = f"it has {', '.join(sorted(start))}" if start else "it takes no config"

@@ -81,13 +81,48 @@ def make(name: str, spec: EnvSpec, config: Any = None) -> Algorithm:
     """The algorithm of a name for an environment's spec, with its default config for it when `config` is None.
 
     Raises:
-        ValueError: what it makes is no `Algorithm`, or raises one; and as `find`.
+        ValueError: what it makes is no `Algorithm`, or it raises; and as `find`.
     """
     maker = find(name)
-    algo = maker(spec) if config is None else maker(spec, config)
+    try:
+        algo = maker(spec) if config is None else maker(spec, config)
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(f"algorithm: {name!r} cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(algo, Algorithm):
         raise ValueError(f"algorithm: {name!r} returned {type(algo).__name__}, not an Algorithm")
+    for field in ("n_envs", "n_steps"):
+        n = getattr(algo, field)
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"algorithm: {name!r} has {field} = {n!r}, not an integer at least 1")
     return algo
 
 
-__all__ = ["ALGORITHMS", "A2CConfig", "Maker", "PPOConfig", "config_class", "find", "make", "make_a2c", "make_ppo"]
+def default_config(name: str, spec: EnvSpec) -> Any:
+    """The config of the algorithm that is made without one; None if it takes none.
+
+    Raises:
+        ValueError: the algorithm does not say what it was made from; and as `make`.
+    """
+    kind = config_class(name)
+    if kind is None:
+        return None
+    config = make(name, spec).config
+    if not isinstance(config, kind):
+        raise ValueError(f"algorithm: {name!r} takes a {kind.__name__}, but its config is {config!r}; put it into the record")
+    return config
+
+
+__all__ = [
+    "ALGORITHMS",
+    "A2CConfig",
+    "Maker",
+    "PPOConfig",
+    "config_class",
+    "default_config",
+    "find",
+    "make",
+    "make_a2c",
+    "make_ppo",
+]

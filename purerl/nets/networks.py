@@ -150,7 +150,7 @@ def unroll(
 def step(net: Network, params: TensorDict, inputs: Inputs, carry: TensorDict) -> tuple[Any, TensorDict]:
     """A network's output `[B, ...]` for one step's inputs `[B]`, and its memory after it."""
     out, carry = net.forward(params, tree.map(lambda x: x[None], inputs), carry)
-    return tree.map(lambda x: x[0], out), carry
+    return tree.map(lambda x: x.squeeze(0), out), carry
 
 
 def has_memory(net: Network) -> bool:

@@ -82,11 +82,12 @@ def cartpole(seeds: int) -> None:
     keys = random.split(random.key(0, DEVICE), seeds)
     packed, _ = tree.pack(vmap(init)(keys), axes=1)
     compiled = compile(vmap(train.guard(step, init(random.key(0)))))
-    state = packed, torch.ones(seeds, dtype=torch.bool, device=DEVICE)
+    going = torch.ones(seeds, dtype=torch.bool, device=DEVICE)
+    state = packed, going, torch.zeros_like(going, dtype=torch.int64)
 
     def one(state: tuple) -> tuple:
-        packed, going, info = compiled(*state)
-        return (packed, going), info
+        *state, info = compiled(*state)
+        return tuple(state), info
 
     start = time.perf_counter()
     one(state)
@@ -99,7 +100,7 @@ def cartpole(seeds: int) -> None:
         state, _ = one(state)
     same = all(torch.equal(a, b) for a, b in zip(tree.leaves(replayed), tree.leaves(state), strict=True))
     step_s = seconds(lambda: run(state, 10), 3) / 10
-    rate = algo.config.n_envs * algo.config.n_steps * seeds / step_s
+    rate = algo.n_envs * algo.n_steps * seeds / step_s
     say(
         f"PPO CartPole-v1, {seeds:5} seeds: compiled in {compilation:.1f} s; one call {call * 1e3:.2f} ms, replayed "
         f"{step_s * 1e3:.2f} ms a step = {rate:,.0f} steps/s in all; the same numbers: {same}"

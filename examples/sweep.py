@@ -1,4 +1,4 @@
-"""Learning rates x seeds in one call: hyper-parameters are leaves of the state: `python examples/sweep.py [UPDATES]`."""
+"""Learning rates x seeds in one call: swept numbers enter with the key: `python examples/sweep.py [UPDATES]`."""
 
 import sys
 
@@ -13,17 +13,9 @@ torch.set_num_threads(1)
 env = envs.make("CartPole-v1")
 init, step = fuse(make_ppo(env.spec, PPOConfig(lr_schedule="constant")), env, n_envs=4, n_steps=128)
 
-
-def init_lane(key, lr):
-    """One lane: its seed's state with its own learning rate."""
-    state = init(key)
-    state.algo.hyper["lr"] = lr
-    return state
-
-
 lrs, n_seeds = torch.tensor([1e-4, 1e-3, 1e-2]), 4
 keys = random.split(random.key(0), n_seeds)
-state = vmap(init_lane)(keys.repeat(len(lrs), 1), lrs.repeat_interleave(n_seeds))
+state = vmap(init)(keys.repeat(len(lrs), 1), {"lr": lrs.repeat_interleave(n_seeds)})
 
 step = compile(vmap(step))
 for _ in range(updates):

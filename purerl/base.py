@@ -8,8 +8,8 @@ instead, its idle steps are stored like that as well. Where an episode ends with
 the observation after its last step is also the first of the next episode.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 from tensordict import TensorClass, TensorDict
@@ -94,40 +94,104 @@ class Env(NamedTuple):
     draw: Callable[[Tensor], Any] = lambda key: key
 
 
+class Init(Protocol):
+    def __call__(self, key: Tensor, hyper: Mapping[str, Tensor] = {}, /) -> Any:
+        """The state before the first step.
+
+        Args:
+            key: `[2]`.
+            hyper: `[]` float32 tensors that stand in for start values of the algorithm's `hyper`, under the same names: a sweep is
+                `vmap(init)(keys [L, 2], {"lr": lrs [L]})`.
+        """
+
+
+class Acting(Protocol):
+    def __call__(self, state: Any, /) -> Any:
+        """What acting needs of a state: a tree of some of its leaves, which may all have further leading axes."""
+
+
+class Act(Protocol):
+    def __call__(self, acting: Any, inputs: Inputs, carry: TensorDict, noise: Any, /) -> tuple[Any, TensorDict, TensorDict]:
+        """The behaviour policy.
+
+        Args:
+            acting: as `acting(state)` gives it.
+            inputs: `[B]`.
+            carry: `[B]` the memory, which is to be taken for a new one where `inputs.first`.
+            noise: `[B]` of `draw`.
+
+        Returns:
+            The action `[B, *action_shape]`, what is to be learnt from besides `[B]` (`log_prob`, ...), and the memory `[B]`.
+        """
+
+
+class Mode(Protocol):
+    def __call__(self, acting: Any, inputs: Inputs, carry: TensorDict, /) -> tuple[Any, TensorDict]:
+        """The policy to evaluate: as `Act`, without noise; the action `[B, *action_shape]` and the memory `[B]`."""
+
+
+class Draw(Protocol):
+    def __call__(self, key: Tensor, /) -> Any:
+        """One environment's noise for one action, of a key `[2]`; vmap it for `[B]`."""
+
+
+class Carry(Protocol):
+    def __call__(self, n_envs: int, /) -> TensorDict:
+        """The memory `[B]` before an episode, the same for every environment."""
+
+
+class Update(Protocol):
+    def __call__(self, state: Any, batch: Batch, /) -> tuple[Any, TensorDict]:
+        """Learn from a batch `[T, B]`.
+
+        Returns:
+            The state, of the same structure, shapes and dtypes; and figures to be logged, `[]` each, under names of one's own.
+        """
+
+
 class Policy(NamedTuple):
-    """What a sampler needs to act, for a training loop of one's own; an `Algorithm` is one too.
+    """What acts, for a training loop of one's own; an `Algorithm` is one too.
 
     Attributes:
-        init, act, mode, draw, carry, spec: as an `Algorithm`'s, `state` being whatever they agree on (parameters, say).
+        init, act, mode, draw, spec, carry, acting: as an `Algorithm`'s, `state` being whatever they agree on (parameters, say).
     """
 
-    init: Callable[[Tensor], Any]
-    act: Callable[..., tuple[Tensor, TensorDict, TensorDict]]
-    mode: Callable[..., tuple[Tensor, TensorDict]]
-    draw: Callable[[Tensor], Tensor]
-    carry: Callable[[int], TensorDict]
+    init: Init | Callable[[Tensor], Any]
+    act: Act
+    mode: Mode
+    draw: Draw
     spec: EnvSpec
+    carry: Carry = lambda n_envs: TensorDict()
+    acting: Acting = lambda state: state
 
 
 class Algorithm(NamedTuple):
-    """An algorithm: pure functions over one state.
+    """An algorithm: pure functions over one state, a TensorDict or TensorClass of which nobody else knows what is in it.
 
     Attributes:
-        init: `init(key) -> state`.
-        act: `act(state, inputs [B], carry [B], noise [B]) -> (action [B, ...], extras [B], carry [B])`, the behaviour policy.
+        init: `init(key, hyper={}) -> state`.
+        act: `act(acting, inputs [B], carry [B], noise [B]) -> (action [B, ...], extras [B], carry [B])`, the behaviour policy.
         update: `update(state, batch [T, B]) -> (state, info)`.
-        mode: `mode(state, inputs [B], carry [B]) -> (action, carry)`, the policy to evaluate.
-        draw: `draw(key) -> noise`, one environment's randomness for one `act`; vmap it for `[B]`.
-        carry: `carry(n_envs) -> TensorDict [B]`, the policy's memory before an episode (empty when feed-forward).
+        mode: `mode(acting, inputs [B], carry [B]) -> (action, carry)`, the policy to evaluate.
+        draw: `draw(key) -> noise`, one environment's randomness for one `act`.
         spec: the environment spec it was made for.
-        config: the frozen config it was made from.
+        n_envs, n_steps: the batch `[n_steps, n_envs]` it was made for.
+        carry: `carry(n_envs) -> TensorDict [B]`, the policy's memory before an episode; empty where there is none.
+        acting: `acting(state) -> tree`, what acting needs of the state.
+        hyper: the numbers that can be swept, and their start values. The one called `gamma`, if there is one, discounts the
+            records' `DiscountedReturn`; else nothing does.
+        config: a frozen dataclass it was made from, for the record.
     """
 
-    init: Callable[[Tensor], Any]
-    act: Callable[..., tuple[Tensor, TensorDict, TensorDict]]
-    update: Callable[[Any, Batch], tuple[Any, TensorDict]]
-    mode: Callable[..., tuple[Tensor, TensorDict]]
-    draw: Callable[[Tensor], Tensor]
-    carry: Callable[[int], TensorDict]
+    init: Init
+    act: Act
+    update: Update
+    mode: Mode
+    draw: Draw
     spec: EnvSpec
-    config: Any
+    n_envs: int
+    n_steps: int
+    carry: Carry = lambda n_envs: TensorDict()
+    acting: Acting = lambda state: state
+    hyper: Mapping[str, float] = {}
+    config: Any = None

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from purerl import algos, envs, plot, samplers
 from purerl import train as training
+from purerl.base import EnvSpec
 from purerl.checkpoint import CheckpointError, write_atomically
 from purerl.evaluate import check_video, evaluate, record_video
 
@@ -86,7 +87,7 @@ SETTING = Parsed("name=value", _setting, "NAME=VALUE")
 
 def _field_option(field: dataclasses.Field) -> click.Option:
     """The flag of a config field."""
-    flag, help = f"--{field.name.replace('_', '-')}", f"{field.metadata['help']} [{field.default}]"
+    flag, help = f"--{field.name.replace('_', '-')}", f"{field.metadata.get('help', '')} [{field.default}]".strip()
     if isinstance(field.default, bool):
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=help)
     if "choices" in field.metadata:
@@ -110,15 +111,15 @@ def _user_errors(f: Callable) -> Callable:
 
 
 class _Algorithms(click.Group):
-    """One sub-command for each algorithm."""
+    """One sub-command for each algorithm; `my_module:make_mine` is one too."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(algos.ALGORITHMS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
         try:
-            entry = algos.find(name)
-        except ValueError as error:
+            config = algos.config_class(name)
+        except (ValueError, ImportError) as error:
             raise click.ClickException(str(error)) from None
         options = [
             click.Option(
@@ -136,7 +137,7 @@ class _Algorithms(click.Group):
                 ["--plot", "png"], type=click.Path(path_type=Path), help="draw the learning curve into this file at the end"
             ),
         ]
-        records = (entry.config, training.Collecting, training.Evaluating)
+        records = [record for record in (config, training.Collecting, training.Evaluating) if record is not None]
         fields = [_field_option(f) for record in records for f in dataclasses.fields(record) if f.name != "total_steps"]
 
         def run(**values: Any) -> None:
@@ -152,7 +153,7 @@ def main() -> None:
     """Deep reinforcement learning as pure functions in PyTorch."""
     warnings.formatwarning = lambda message, category, *rest: f"{category.__name__}: {message}\n"  # without a line of the source
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # for environments in modules of one's own
+        sys.path.insert(0, os.getcwd())  # for environments and algorithms in modules of one's own
 
 
 main.add_command(_Algorithms("train", help="Train an algorithm: purerl train ppo --env CartPole-v1 --seeds 16 --out runs/demo"))
@@ -182,12 +183,19 @@ def _train(
     collecting, evaluating, options = take(training.Collecting), take(training.Evaluating), dict(env_options)
     options = training.as_json("env_options", options)
     if steps is None:
-        steps = algos.find(algo).default_config(envs.make(env, **options).spec).total_steps
+        steps = _default_steps(algo, envs.make(env, **options).spec)
     run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating)
     training.prepare(place, run)
     _run(run, place, out, resume=False)
     if curve is not None:
         console.print(f"curve: {plot.plot([place], curve)}")
+
+
+def _default_steps(algo: str, spec: EnvSpec) -> int:
+    config = algos.default_config(algo, spec)
+    if not hasattr(config, "total_steps"):
+        raise ValueError(f"steps: the config of {algo} has no total_steps to go by; say how many with --steps")
+    return config.total_steps
 
 
 def _run(run: training.Run, place: Path, out: Path, resume: bool) -> None:
@@ -200,9 +208,7 @@ def _run(run: training.Run, place: Path, out: Path, resume: bool) -> None:
         for lane, steps in failures:
             if lane not in said:
                 said.add(lane)
-                console.print(
-                    f"lane {lane} stopped after {steps} steps: its loss or its state was not finite; the last good one is kept"
-                )
+                console.print(f"lane {lane} stopped after {steps} steps: its state was not finite; the last good one is kept")
 
     show = _bar if console.is_terminal else _lines
     try:
@@ -354,7 +360,7 @@ def _eval(folder: Path, episodes: int, steps: int, seed: int, video: Path | None
     algo, env = training.build(run)
     lanes, meta = training.load_state(folder, run, algo, env)
     states = lanes.learner.algo
-    click.echo(f"after {meta['update'] * algo.config.n_envs * algo.config.n_steps:,} steps:")
+    click.echo(f"after {meta['update'] * algo.n_envs * algo.n_steps:,} steps:")
     returns, lengths = evaluate(algo, env, states, episodes, seed, steps)
     for (variant, lane_seed), r, n in zip(training.lanes(run), returns, lengths, strict=True):
         click.echo(f"{training.lane_name(variant, lane_seed)}  return {r.mean():.1f} +- {r.std():.1f}  length {n.mean():.1f}")

@@ -3,16 +3,21 @@
 import dataclasses
 import math
 import numbers
+from collections.abc import Mapping
 from typing import Any, get_args, get_origin, get_type_hints
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
 
 
 def number(default: float | None, help: str, low: float = 0.0, high: float = math.inf, **kwargs: Any) -> Any:
-    """A float field in `[low, high]`: a leaf of `state.hyper`, so it can be swept by `vmap`."""
+    """A float field in `[low, high]`, which shapes no program: it can be swept."""
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "leaf": True}, **kwargs)
 
 
 def length(default: int, help: str) -> Any:
-    """An integer field of at least 1 that does not shape the program: a leaf of `state.hyper` too."""
+    """An integer field of at least 1 that shapes no program: it can be swept too."""
     return dataclasses.field(default=default, metadata={"help": help, "low": 1, "high": math.inf, "leaf": True})
 
 
@@ -82,6 +87,18 @@ def _allowed(field: dataclasses.Field, kind: Any) -> str:
 
 
 def sweepable(config: Any) -> dict[str, float]:
-    """The fields that are set and shape no program, which become `state.hyper`."""
+    """The fields that are set and shape no program, as an algorithm's `hyper`."""
     fields = (f.name for f in dataclasses.fields(config) if f.metadata.get("leaf"))
     return {name: float(getattr(config, name)) for name in fields if getattr(config, name) is not None}
+
+
+def start(numbers: Mapping[str, float], hyper: Mapping[str, Tensor], device: torch.device | None = None) -> TensorDict:
+    """The numbers of an algorithm as a state holds them, float32 `[]` each; those in `hyper` in the start values' place.
+
+    Raises:
+        ValueError: `hyper` names a number that there is not.
+    """
+    for name in hyper:
+        if name not in numbers:
+            raise ValueError(f"hyper: there is no number {name!r} to sweep; there are {', '.join(numbers) or 'none'}")
+    return TensorDict({**{name: torch.tensor(float(x), device=device) for name, x in numbers.items()}, **hyper})

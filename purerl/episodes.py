@@ -45,14 +45,16 @@ def check_infos(infos: Sequence[str]) -> None:
             raise ValueError(f"infos = {name!r} is named twice")
 
 
-def init_episodes(n_envs: int, gamma: float = 1.0, infos: Sequence[str] = (), device: torch.device | None = None) -> Episodes:
+def init_episodes(
+    n_envs: int, gamma: float | Tensor = 1.0, infos: Sequence[str] = (), device: torch.device | None = None
+) -> Episodes:
     """No episode yet."""
     return Episodes(
         current=TensorDict({name: torch.zeros(n_envs, device=device) for name in SUMS}),
         discount=torch.ones(n_envs, device=device),
         finished=TensorDict({name: torch.zeros(WINDOW, device=device) for name in (*SUMS, *infos)}),
         count=torch.zeros((), dtype=torch.int64, device=device),
-        gamma=torch.tensor(gamma, device=device),
+        gamma=torch.ones((), device=device) * gamma,
     )
 
 

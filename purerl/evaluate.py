@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from purerl import envs, spaces, tree
-from purerl.base import Algorithm, Env, EnvSpec, Inputs
+from purerl.base import Algorithm, Env, Inputs, Policy
 from purerl.envs.generators import seeded, stream
 from purerl.extras import how_to_install
+from purerl.nets import check_carry
 from purerl.rollout import masked
 from purerl.samplers import EnvError
 from purerl.spaces import env_actions, to_tensors, zero_actions
@@ -33,14 +34,16 @@ class Evaluation(NamedTuple):
     lengths: list[np.ndarray]
 
 
-def evaluate(algo: Algorithm, env: Env | envs.HostEnv, state: Any, episodes: int, seed: int, steps: int = 0) -> Evaluation:
-    """Play whole episodes with each of `L` states at once, as the environment is meant to be evaluated.
+def evaluate(
+    policy: Algorithm | Policy, env: Env | envs.HostEnv, state: Any, episodes: int, seed: int, steps: int = 0
+) -> Evaluation:
+    """Play whole episodes with each of `L` states at once, as the environment is meant to be evaluated, where the states live.
 
     Every environment plays one episode, or goes on until it has taken its share of the steps, to the end of the episode it is in
     then. To stop all at the first so many episodes that end would favour short ones.
 
     Args:
-        state: the algorithm's, with a leading axis `[L]`.
+        state: the algorithm's or the policy's, with a leading axis `[L]`.
         episodes: environments a lane.
         seed: of the environments; the same for the same results.
         steps: environment steps to play in all in each lane; 0 for one episode in each environment.
@@ -48,30 +51,37 @@ def evaluate(algo: Algorithm, env: Env | envs.HostEnv, state: Any, episodes: int
     Raises:
         EnvError: an environment raises, or an observation or reward is not finite.
     """
+    return play(policy, env, policy.acting(state), len(tree.leaves(state)[0]), episodes, seed, steps)
+
+
+def play(
+    policy: Algorithm | Policy, env: Env | envs.HostEnv, acting: Any, lanes: int, episodes: int, seed: int, steps: int = 0
+) -> Evaluation:
+    """`evaluate` of what acting needs of the states, `[L]` with `L = lanes`."""
     with stream(seeded(seed)):  # what environments may draw from global generators
-        n = len(state.steps) * episodes
+        n = lanes * episodes
         vec = envs.to_gymnasium(env, n) if isinstance(env, Env) else envs.to_vector(env.evaluation or env, n)
         try:
-            return _play(algo, env.spec, vec, state, (len(state.steps), episodes), seed, steps)
+            return _play(policy, vec, acting, (lanes, episodes), seed, steps)
         finally:
             vec.close()
 
 
 def _play(
-    algo: Algorithm, spec: EnvSpec, vec: gym.vector.VectorEnv, state: Any, shape: tuple[int, int], seed: int, steps: int
+    policy: Algorithm | Policy, vec: gym.vector.VectorEnv, acting: Any, shape: tuple[int, int], seed: int, steps: int
 ) -> Evaluation:
     """Play with `shape`: lanes, and environments a lane."""
-    lanes, episodes = shape
-    act = vmap(algo.mode)
+    (lanes, episodes), spec = shape, policy.spec
+    device = next((x.device for x in tree.leaves(acting)), torch.device("cpu"))
+    act = vmap(policy.mode)
     obs, _ = _call("reset", vec.reset, seed=seed)
-    carry = tree.map(lambda x: x.expand(lanes, *x.shape), algo.carry(episodes))
+    carry = tree.expand(tree.to(policy.carry(episodes), device), lanes)
     action = tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), zero_actions(spec.action_space, lanes * episodes))
     reward, first = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
     compose = spaces.composer(spec.action_space)
     returns, lengths, taken, resets = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
     finished: tuple[list[list[float]], list[list[float]]] = ([[] for _ in range(lanes)], [[] for _ in range(lanes)])
     running = np.ones(shape, bool)
-    device = tree.leaves(state)[0].device
     for _ in range(MAX_STEPS):
         seen = tree.map(lambda x: x.reshape(shape + x.shape[1:]), to_tensors(obs))
         for (path, part), x in zip(spaces.parts(spec.observation_space), tree.leaves(seen), strict=True):
@@ -83,7 +93,9 @@ def _play(
         inputs = Inputs(obs=seen, prev_action=masked(first, action), prev_reward=reward, first=first)
         leaves, structure = tree.flatten(inputs)
         inputs = tree.unflatten(tree.batched(structure, 1), [x.to(device) for x in leaves])
-        action, carry = act(state, inputs, carry)
+        action, after = act(acting, inputs, carry)
+        check_carry(carry, after)
+        carry = after
         action = tree.map(lambda x: x.cpu(), action)
         sent = [x.flatten(0, 1).numpy() for x in tree.leaves(env_actions(spec.action_space, action))]
         obs, rewards, terminated, truncated, _ = _call("step", vec.step, compose(sent))
@@ -123,11 +135,11 @@ def _check(what: str, x: torch.Tensor, right: torch.Tensor, wanted: str) -> None
         raise EnvError(f"evaluation: {what} of environment {i} of lane {lane} is {x[~right][0].item()}, not {wanted}")
 
 
-def record_video(algo: Algorithm, env: Env | envs.HostEnv, state: Any, path: str, seed: int) -> float:
+def record_video(policy: Algorithm | Policy, env: Env | envs.HostEnv, state: Any, path: str, seed: int) -> float:
     """Play one episode with one state, on the CPU, and write it as a video: of what the environment renders, or of what is seen.
 
     Args:
-        state: the algorithm's, without a leading axis.
+        state: the algorithm's or the policy's, without a leading axis.
         path: of the video; the ending chooses the format (`.mp4`, `.gif`). Its folder is made if there is none.
 
     Returns:
@@ -141,7 +153,7 @@ def record_video(algo: Algorithm, env: Env | envs.HostEnv, state: Any, path: str
     from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
 
     with stream(seeded(seed)):
-        frames, total, fps = _film(algo, env, tree.map(lambda x: x.cpu(), state), seed)
+        frames, total, fps = _film(policy, env, tree.map(lambda x: x.cpu(), policy.acting(state)), seed)
     clip = ImageSequenceClip(frames, fps=fps)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if path.lower().endswith(".gif"):
@@ -168,7 +180,7 @@ def check_video(path: str) -> None:
         raise _no_video(error) from None
 
 
-def _film(algo: Algorithm, env: Env | envs.HostEnv, state: Any, seed: int) -> tuple[list[np.ndarray], float, int]:
+def _film(policy: Algorithm | Policy, env: Env | envs.HostEnv, acting: Any, seed: int) -> tuple[list[np.ndarray], float, int]:
     """The frames of an episode, its return, and how many frames are shown a second."""
     if isinstance(env, envs.HostEnv) and env.make is None:
         stage: Any = _Screen(envs.to_vector(env.evaluation or env, 1))
@@ -178,12 +190,12 @@ def _film(algo: Algorithm, env: Env | envs.HostEnv, state: Any, seed: int) -> tu
         stage = _render(env.spec.id, partial(gym.make, env.spec.id, render_mode="rgb_array"))
     obs = stage.reset(seed=seed)[0]
     frames = [np.array(stage.render())]  # copies: an environment may draw into the same array again
-    carry, space = algo.carry(1), algo.spec.action_space
+    carry, space = policy.carry(1), policy.spec.action_space
     action = zero_actions(space, 1)
     total, reward, first, done = 0.0, torch.zeros(1), torch.ones(1, dtype=torch.bool), False
     while not done and len(frames) < MAX_STEPS:
         seen = tree.map(lambda x: x[None], to_tensors(obs))
-        action, carry = algo.mode(state, Inputs(obs=seen, prev_action=action, prev_reward=reward, first=first), carry)
+        action, carry = policy.mode(acting, Inputs(obs=seen, prev_action=action, prev_reward=reward, first=first), carry)
         sent = [x[0].numpy() for x in tree.leaves(env_actions(space, action))]
         obs, r, terminated, truncated, _ = stage.step(spaces.composer(space)([x.item() if x.ndim == 0 else x for x in sent]))
         total, done = total + float(r), terminated or truncated

@@ -1,6 +1,6 @@
 """Experience from a pure environment, and the fusion of collecting and learning into one pure step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,8 +8,9 @@ from tensordict import TensorClass, TensorDict
 from torch import Tensor
 
 from purerl import random, tree
-from purerl.base import Algorithm, Batch, Env, Inputs
+from purerl.base import Algorithm, Batch, Env, Inputs, Policy
 from purerl.episodes import Episodes, init_episodes, record_episodes
+from purerl.nets import check_carry
 from purerl.spaces import env_actions, zero_actions
 from purerl.transforms import scan, vmap
 
@@ -40,13 +41,13 @@ class TrainState(TensorClass):
         key: `[2]`.
     """
 
-    algo: TensorClass
+    algo: Any
     actors: Actors
     episodes: Episodes
     key: Tensor
 
 
-def init_actors(algo: Algorithm, env: Env, n_envs: int, key: Tensor) -> Actors:
+def init_actors(policy: Algorithm | Policy, env: Env, n_envs: int, key: Tensor) -> Actors:
     """`n_envs` freshly reset environments."""
     env_state, obs = vmap(env.reset)(vmap(env.draw)(random.split(key, n_envs)))
     done = torch.zeros(n_envs, dtype=torch.bool, device=key.device)
@@ -56,7 +57,7 @@ def init_actors(algo: Algorithm, env: Env, n_envs: int, key: Tensor) -> Actors:
         prev_reward=torch.zeros(n_envs, device=key.device),
         first=~done,
     )
-    return Actors(env=env_state, inputs=inputs, carry=algo.carry(n_envs), done=done)
+    return Actors(env=env_state, inputs=inputs, carry=tree.to(policy.carry(n_envs), key.device), done=done)
 
 
 def draw_ahead(draws: Sequence[Callable[[Tensor], Any]], key: Tensor, n_steps: int, n_envs: int) -> tuple[Any, ...]:
@@ -65,11 +66,11 @@ def draw_ahead(draws: Sequence[Callable[[Tensor], Any]], key: Tensor, n_steps: i
     return tuple([vmap(vmap(draw))(step_keys) for draw, step_keys in zip(draws, keys, strict=True)])
 
 
-def rollout(algo: Algorithm, env: Env, state: Any, actors: Actors, n_steps: int, key: Tensor) -> tuple[Actors, Batch]:
+def rollout(policy: Algorithm | Policy, env: Env, state: Any, actors: Actors, n_steps: int, key: Tensor) -> tuple[Actors, Batch]:
     """Act for `n_steps` steps in each environment.
 
     Args:
-        state: the algorithm's state, which does not change meanwhile.
+        state: the algorithm's or the policy's, which does not change meanwhile.
         actors: `[B]`.
         key: `[2]`.
 
@@ -77,12 +78,14 @@ def rollout(algo: Algorithm, env: Env, state: Any, actors: Actors, n_steps: int,
         The actors after the last step, and the batch `[T, B]`.
     """
     (n_envs,) = actors.done.shape
-    noises = draw_ahead((algo.draw, env.draw), key, n_steps, n_envs)
+    noises = draw_ahead((policy.draw, env.draw), key, n_steps, n_envs)
+    acting = policy.acting(state)
 
     def step(actors: Actors, noises: tuple[Any, Any]) -> tuple[Actors, dict]:
         act_noise, env_noise = noises
         inputs, done = actors.inputs, actors.done
-        action, extras, carry = algo.act(state, inputs, actors.carry, act_noise)
+        action, extras, carry = policy.act(acting, inputs, actors.carry, act_noise)
+        check_carry(actors.carry, carry)
         moved = vmap(env.step)(actors.env, env_actions(env.spec.action_space, action), env_noise)
         env_state, obs, reward, terminated, truncated, _ = moved
         env_state, obs = tree.where(done, vmap(env.reset)(env_noise), (env_state, obs))
@@ -150,23 +153,29 @@ def fragment(
     )
 
 
+def discount(algo: Algorithm, hyper: Mapping[str, Tensor]) -> float | Tensor:
+    """The discount of the episodes' records; 1 if the algorithm has none."""
+    return hyper["gamma"] if "gamma" in hyper else algo.hyper.get("gamma", 1.0)
+
+
 def fuse(algo: Algorithm, env: Env, n_envs: int | None = None, n_steps: int | None = None) -> tuple[Callable, Callable]:
     """Compose collecting and learning into one pure step.
 
     Args:
-        n_envs, n_steps: the batch `[n_steps, n_envs]`; those of the algorithm's config when omitted.
+        n_envs, n_steps: the batch `[n_steps, n_envs]`; what the algorithm is made for when omitted.
 
     Returns:
-        `init(key) -> TrainState` and `step(TrainState) -> (TrainState, info)`, one rollout `[n_steps, n_envs]` and one update.
+        `init(key, hyper={}) -> TrainState`, where `hyper` is as the algorithm's `init` takes it; and
+        `step(TrainState) -> (TrainState, info)`, one rollout `[n_steps, n_envs]` and one update.
     """
-    n_envs, n_steps = n_envs or algo.config.n_envs, n_steps or algo.config.n_steps
+    n_envs, n_steps = n_envs or algo.n_envs, n_steps or algo.n_steps
 
-    def init(key: Tensor) -> TrainState:
+    def init(key: Tensor, hyper: Mapping[str, Tensor] = {}) -> TrainState:
         key, algo_key, env_key = random.split(key, 3)
         return TrainState(
-            algo=algo.init(algo_key),
+            algo=algo.init(algo_key, hyper),
             actors=init_actors(algo, env, n_envs, env_key),
-            episodes=init_episodes(n_envs, algo.config.gamma, device=key.device),
+            episodes=init_episodes(n_envs, discount(algo, hyper), device=key.device),
             key=key,
         )
 

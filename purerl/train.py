@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from purerl import algos, checkpoint, envs, logs, random, samplers, tree
 from purerl import config as cfg
-from purerl.base import Algorithm, Env
+from purerl.base import Algorithm, Env, EnvSpec
 from purerl.episodes import Episodes, averages, check_infos, init_episodes, record_episodes
-from purerl.evaluate import Evaluation, evaluate
-from purerl.rollout import fuse
+from purerl.evaluate import Evaluation, play
+from purerl.rollout import discount, fuse
 from purerl.transforms import compile, iterate, vmap
 
 REPORT_EVERY = 0.2  # seconds
@@ -78,7 +78,8 @@ class Run:
         algo, env: names.
         seeds: how many seeds of each variant, `0, 1, ...`
         steps: environment steps of each lane.
-        config: the algorithm's config fields; a list where a field is swept.
+        config: the algorithm's config fields, but for those that are swept.
+        sweep: the values of each field that is swept.
         device: where the algorithm lives.
         threads: CPU threads of the updates; 0 for as many as there are cores.
         env_options: for the environment's constructor.
@@ -90,6 +91,7 @@ class Run:
     seeds: int
     steps: int
     config: dict[str, Any]
+    sweep: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
     threads: int = 0
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -100,7 +102,7 @@ class Run:
 class HostState(TensorClass):
     """`TrainState` without the environments, which live outside."""
 
-    algo: TensorClass
+    algo: Any
     episodes: Episodes
     key: Tensor
 
@@ -110,31 +112,33 @@ class Lanes(TensorClass):
 
     Attributes:
         learner: `[L]` of `TrainState` or `HostState`.
-        going: `[L]` bool, False from the step on at which a number of the lane's state was no longer finite.
+        going: `[L]` bool, False from the update on after which a number of the lane's state was no longer finite.
+        updates: `[L]` int64, how many were made while it was going.
     """
 
     learner: Any
     going: Tensor
+    updates: Tensor
 
 
 class Program(NamedTuple):
     """A run as two functions over the state of all lanes.
 
     Attributes:
-        init: `init(keys [L, 2]) -> learner`, with a leading axis `[L]`.
+        init: `init(keys [L, 2], hyper) -> learner`, with a leading axis `[L]`; `hyper` maps the numbers swept to `[L]` values.
         step: `step(lanes, n) -> (lanes, info)`, `n` times one batch and one update in every lane, and the last update's info.
         lost: batches that were lost with a worker so far.
         close: gives back threads, processes and environments; a thread that is at work for longer (it compiles) is left alone.
     """
 
-    init: Callable[[Tensor], Any]
+    init: Callable[[Tensor, dict[str, Tensor]], Any]
     step: Callable[[Lanes, int], tuple[Lanes, TensorDict]]
     lost: Callable[[], int]
     close: Callable[[], None]
 
 
 class Failure(NamedTuple):
-    """A lane that stopped after so many steps, because its state or its loss was no longer finite."""
+    """A lane that stopped after so many steps, because its state was no longer finite."""
 
     lane: str
     steps: int
@@ -189,7 +193,7 @@ def plan(
     Raises:
         ValueError, ImportError: naming the field, its value and what is allowed.
     """
-    entry = algos.find(algo)
+    algos.find(algo)
     for name, n, low in (("seeds", seeds, 1), ("steps", steps, 1), ("threads", threads, 0)):
         if not isinstance(n, int):
             raise ValueError(f"{name} = {n!r} is not an integer")
@@ -197,25 +201,26 @@ def plan(
             raise ValueError(f"{name} = {n} is not at least {low}")
     env_options = as_json("env_options", env_options or {})
     made = envs.make(env, **env_options)
-    default = entry.default_config(made.spec)
-    fields = {f.name for f in dataclasses.fields(default)}
+    default = algos.default_config(algo, made.spec)
+    start = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)} if default is not None else {}
     for name in overrides:
-        if name not in fields:
-            raise ValueError(f"{algo} has no config field {name!r}; it has {', '.join(sorted(fields))}")
-    for name, value in overrides.items():
-        if isinstance(value, list):
-            check_sweep(default, name, value)
-    overrides = {name: as_json(name, value) for name, value in overrides.items()}
-    config = {**dataclasses.asdict(default), "total_steps": steps, **overrides}
-    run = Run(algo, env, seeds, steps, config, device, threads, env_options, evaluating=evaluating or Evaluating())
+        if name not in start:
+            fields = f"it has {', '.join(sorted(start))}" if start else "it takes no config"
+            raise ValueError(f"{algo} has no config field {name!r}; {fields}")
+    sweep = {name: value for name, value in overrides.items() if isinstance(value, list)}
+    for name, values in sweep.items():
+        check_sweep(algo, made.spec, default, name, values)
+    length = {"total_steps": steps} if "total_steps" in start else {}
+    config = {name: as_json(name, x) for name, x in {**start, **length, **overrides}.items() if name not in sweep}
+    sweep = as_json("sweep", sweep)
+    run = Run(algo, env, seeds, steps, config, sweep, device, threads, env_options, evaluating=evaluating or Evaluating())
     for variant in variants(run):
-        batch = make_config(run, variant)
-        entry.make(made.spec, batch)
-    n = batch.n_envs * batch.n_steps
+        found = algos.make(algo, made.spec, make_config(run, variant))
+    n = found.n_envs * found.n_steps
     if steps < n:
-        raise ValueError(f"steps = {steps} is less than one batch of n_envs * n_steps = {batch.n_envs} * {batch.n_steps} = {n}")
+        raise ValueError(f"steps = {steps} is less than one batch of n_envs * n_steps = {found.n_envs} * {found.n_steps} = {n}")
     check_device(device)
-    return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, batch.n_envs))
+    return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, found.n_envs))
 
 
 def check_device(device: str) -> None:
@@ -226,13 +231,15 @@ def check_device(device: str) -> None:
         raise ValueError(f"device = {device!r} is not available; this machine has {', '.join(found)}")
 
 
-def check_sweep(config: Any, name: str, values: list) -> None:
+def check_sweep(algo: str, spec: EnvSpec, config: Any, name: str, values: list) -> None:
     """Raise a `ValueError` if these values of a config's field cannot be swept."""
     if not values:
         raise ValueError(f"{name} = [] names no value to sweep")
-    tried = [dataclasses.replace(config, **{name: value}) for value in values]
-    if name not in cfg.sweepable(tried[0]):
-        raise ValueError(f"{name} = {values} cannot be swept: it shapes the program; only {', '.join(cfg.sweepable(config))} can")
+    for value in values:
+        numbers = algos.make(algo, spec, dataclasses.replace(config, **{name: value})).hyper
+        if name not in numbers:
+            allowed = f"only {', '.join(numbers)} can" if numbers else f"{algo} has no numbers that can"
+            raise ValueError(f"{name} = {values} cannot be swept: it shapes the program; {allowed}")
     if len({np.float32(value) for value in values}) < len(values):
         raise ValueError(f"{name} = {values} holds a number twice (as float32, in which it is computed)")
 
@@ -286,8 +293,7 @@ def choose(collecting: Collecting, env: Env | envs.HostEnv, n_envs: int) -> Coll
 
 def variants(run: Run) -> list[dict[str, float]]:
     """The swept fields' values, one dict a variant; one empty dict if nothing is swept."""
-    swept = {name: value for name, value in run.config.items() if isinstance(value, list) and name != "hidden"}
-    return [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
+    return [dict(zip(run.sweep, values, strict=True)) for values in itertools.product(*run.sweep.values())]
 
 
 def lanes(run: Run) -> list[tuple[dict[str, float], int]]:
@@ -307,32 +313,35 @@ def _short(value: float) -> str:
 
 
 def make_config(run: Run, variant: dict[str, float]) -> Any:
-    """The algorithm's config of one variant."""
-    values = {**run.config, **variant}
-    return algos.find(run.algo).config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    """The algorithm's config of one variant; None if it takes none."""
+    config_class, values = algos.config_class(run.algo), {**run.config, **variant}
+    return config_class and config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def guard(step: Callable, example: Any) -> Callable:
     """`step` on a packed state (a few large tensors cross the border of a compiled call sooner than many small ones), in which a
-    lane stands still for good once its loss or any number of the algorithm's state is no longer finite: at its last good state.
+    lane stands still for good once any number of the algorithm's state is no longer finite: at its last good state.
 
     A number that is infinite from the start and stays so (a clipping range that is never reached) is none of these.
 
     Args:
         step: `step(state, *batch) -> (state, info)`, whose state has the algorithm's as its first field.
         example: a state.
+
+    Returns:
+        `guarded(packed, going, updates, *batch) -> (packed, going, updates, info)`, the rest as in `Lanes`.
     """
     _, unpack = tree.pack(example)
     learnt = [x for x in tree.leaves(example.algo) if x.is_floating_point()]
     counts = {dtype: sum(x.numel() for x in learnt if x.dtype == dtype) for dtype in {x.dtype for x in learnt}}
 
-    def guarded(packed: dict[torch.dtype, Tensor], going: Tensor, *batch: Any) -> tuple[Any, Tensor, TensorDict]:
+    def guarded(packed: dict[torch.dtype, Tensor], going: Tensor, updates: Tensor, *batch: Any) -> tuple:
         state, info = step(tree.own(unpack(packed)), *batch)  # a loop takes no two views of one tensor
         new = tree.pack(state)[0]
         heads = [(new[dtype][:n], packed[dtype][:n]) for dtype, n in counts.items()]  # what the algorithm's leaves were packed into
         sound = [(torch.isfinite(after) | (after == before)).all() for after, before in heads]
-        going = going & torch.stack([torch.isfinite(info["loss"]), *sound]).all()
-        return tree.where(going, new, packed), going, info
+        going = going & torch.stack(sound).all() if sound else going
+        return tree.where(going, new, packed), going, updates + going, info
 
     return guarded
 
@@ -356,16 +365,16 @@ def pure_program(algo: Algorithm, env: Env, n_lanes: int, cores: int) -> Program
 
     futures: list[Future] = []
 
-    def one(state: tuple[dict, Tensor]) -> tuple[tuple[dict, Tensor], TensorDict]:
-        packed, going, info = compiled(*state)
-        return (packed, going), info
+    def one(state: tuple[dict, Tensor, Tensor]) -> tuple[tuple[dict, Tensor, Tensor], TensorDict]:
+        packed, going, updates, info = compiled(*state)
+        return (packed, going, updates), info
 
     many = iterate(one)
 
     def repeat(tile: Lanes, n: int) -> tuple[Lanes, TensorDict]:
         packed, unpack = tree.pack(tile.learner, axes=1)
-        (packed, going), info = many((packed, tile.going), n)
-        return Lanes(learner=unpack(packed), going=going), info
+        (packed, going, updates), info = many((packed, tile.going, tile.updates), n)
+        return Lanes(learner=unpack(packed), going=going, updates=updates), info
 
     def step_all(lanes: Lanes, n: int) -> tuple[Lanes, TensorDict]:
         nonlocal compiling
@@ -389,17 +398,17 @@ def pure_program(algo: Algorithm, env: Env, n_lanes: int, cores: int) -> Program
 def host_program(algo: Algorithm, env: envs.HostEnv, start: int, collecting: Collecting) -> Program:
     """Collect from outside, then update."""
 
-    def init(key: Tensor) -> HostState:
+    def init(key: Tensor, hyper: Mapping[str, Tensor] = {}) -> HostState:
         key, algo_key = random.split(key)
-        episodes = init_episodes(algo.config.n_envs, algo.config.gamma, collecting.infos, key.device)
-        return HostState(algo=algo.init(algo_key), episodes=episodes, key=key)
+        episodes = init_episodes(algo.n_envs, discount(algo, hyper), collecting.infos, key.device)
+        return HostState(algo=algo.init(algo_key, hyper), episodes=episodes, key=key)
 
     def learn(state: HostState, batch: Any) -> tuple[HostState, TensorDict]:
         algo_state, info = algo.update(state.algo, batch)
         return HostState(algo=algo_state, episodes=record_episodes(state.episodes, batch), key=state.key), info
 
     example = init(random.key(0))
-    n_params = sum(x.numel() for x in tree.leaves(example.algo.params))  # type: ignore[attr-defined]
+    n_params = sum(x.numel() for x in tree.leaves(algo.acting(example.algo)))
     threads = torch.get_num_threads() if n_params > LARGE else 1
     compiled = compile(vmap(guard(learn, example)), threads)
     pool = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
@@ -408,17 +417,17 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int, collecting: Col
 
     def step(lanes: Lanes, n: int) -> tuple[Lanes, TensorDict]:
         nonlocal feed
-        state, going = lanes.learner, lanes.going
+        state, going, updates = lanes.learner, lanes.going, lanes.updates
         if feed is None:
             keys = torch.vmap(lambda key: random.fold_in(key, start))(state.key)
-            feed = samplers.make(env, algo, algo.config.n_envs, algo.config.n_steps, keys, **dataclasses.asdict(collecting))
+            feed = samplers.make(env, algo, algo.n_envs, algo.n_steps, keys, **dataclasses.asdict(collecting))
             feed.publish(state.algo)
         for _ in range(n):
             packed, unpack = tree.pack(state, axes=1)
-            packed, going, info = compiled(packed, going, next(feed))
+            packed, going, updates, info = compiled(packed, going, updates, next(feed))
             state = unpack(packed)
             feed.publish(state.algo)
-        return tree.own(Lanes(learner=state, going=going)), info
+        return tree.own(Lanes(learner=state, going=going, updates=updates)), info
 
     def step_in_thread(lanes: Lanes, n: int) -> tuple[Lanes, TensorDict]:
         nonlocal future
@@ -438,14 +447,9 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int, collecting: Col
 def initial_state(run: Run, program: Program) -> Lanes:
     """All lanes before their first step, each with its seed's key and its variant's numbers."""
     key = torch.stack([random.key(seed, run.device) for _, seed in lanes(run)])
-    learner = program.init(key)
-    hyper = {
-        name: torch.tensor([float(variant[name]) for variant, _ in lanes(run)], device=run.device) for name in variants(run)[0]
-    }
-    learner.algo.hyper = TensorDict({**learner.algo.hyper, **hyper}, batch_size=[len(key)])
-    if "gamma" in hyper:
-        learner.episodes.gamma = hyper["gamma"]
-    return Lanes(learner=learner, going=torch.ones(len(key), dtype=torch.bool, device=run.device))
+    hyper = {name: torch.tensor([float(variant[name]) for variant, _ in lanes(run)], device=run.device) for name in run.sweep}
+    going = torch.ones(len(key), dtype=torch.bool, device=run.device)
+    return Lanes(learner=program.init(key, hyper), going=going, updates=torch.zeros_like(going, dtype=torch.int64))
 
 
 def prepare(out: Path, run: Run) -> None:
@@ -499,7 +503,7 @@ def load_run(out: Path) -> Run:
 def build(run: Run) -> tuple[Algorithm, Env | envs.HostEnv]:
     """The run's algorithm and environment."""
     env = envs.make(run.env, **run.env_options)
-    return algos.find(run.algo).make(env.spec, make_config(run, variants(run)[0])), env
+    return algos.make(run.algo, env.spec, make_config(run, variants(run)[0])), env
 
 
 def load_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> tuple[Lanes, dict[str, Any]]:
@@ -517,8 +521,8 @@ def load_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) ->
 
 def finished(out: Path, run: Run) -> bool:
     """Whether a run has taken all its steps, and owes no evaluation."""
-    config, meta = make_config(run, variants(run)[0]), checkpoint.newest_meta(out / "checkpoints")
-    batch = config.n_envs * config.n_steps
+    algo, meta = build(run)[0], checkpoint.newest_meta(out / "checkpoints")
+    batch = algo.n_envs * algo.n_steps
     owed = run.evaluating.eval_every and meta.get("evaluated", 0) < run.steps // batch * batch
     return meta.get("update", 0) >= run.steps // batch and not owed and not any((out / "checkpoints").glob("evaluation_*"))
 
@@ -585,11 +589,11 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
     program = make_program(run, algo, env, start_update)
     done = Point(start_update, initial_state(run, program) if found is None else found)
 
-    batch = algo.config.n_envs * algo.config.n_steps
+    batch = algo.n_envs * algo.n_steps
     n_updates, n_lanes = run.steps // batch, len(lanes(run))
     row_every = max(1, n_updates // 100)
     sinks = Sinks(out, run, start_update * batch)
-    evaluator = Evaluator(run, out, start_update * batch, int(meta.get("evaluated", start_update * batch)))
+    evaluator = Evaluator(run, algo.acting, out, start_update * batch, int(meta.get("evaluated", start_update * batch)))
     failed: dict[str, Failure] = {}
     start = last_report = last_save = time.monotonic()
     start_at, seconds_each, first = start - seconds, REPORT_EVERY, start_update + 1
@@ -614,7 +618,7 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
             n = max(1, min(to_row, int(REPORT_EVERY / seconds_each))) if done.update > start_update else 1
             state, info = program.step(done.lanes, n)
             done = Point(done.update + n, state)
-            note_failures(failed, sinks.names, state)  # waits for the device, too
+            note_failures(failed, sinks.names, state, batch)  # waits for the device, too
             now = time.monotonic()
             if done.update == start_update + 1:
                 # Compilation is over: its objects need no visit by the garbage collector, and its time is no part of the rate.
@@ -645,16 +649,16 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
         with contextlib.ExitStack() as closing:
             for part in (program, sinks, evaluator):
                 closing.callback(part.close)
-    note_failures(failed, sinks.names, done.lanes)
+    note_failures(failed, sinks.names, done.lanes, batch)
     return list(failed.values())
 
 
-def note_failures(failed: dict[str, Failure], names: Sequence[str], lanes: Lanes) -> None:
-    """Add to `failed` the lanes that have stopped."""
+def note_failures(failed: dict[str, Failure], names: Sequence[str], lanes: Lanes, batch: int) -> None:
+    """Add to `failed` the lanes that have stopped, after so many batches of `batch` steps."""
     if not lanes.going.all():
-        for lane, going, steps in zip(names, lanes.going.tolist(), lanes.learner.algo.steps.tolist(), strict=True):
+        for lane, going, updates in zip(names, lanes.going.tolist(), lanes.updates.tolist(), strict=True):
             if not going:
-                failed.setdefault(lane, Failure(lane, steps))
+                failed.setdefault(lane, Failure(lane, updates * batch))
 
 
 class Sinks:
@@ -703,11 +707,13 @@ class Evaluator:
     makes the evaluation up when it is resumed.
 
     Args:
+        acting: the algorithm's: only what it gives is evaluated and written.
         keep_steps: rows beyond this step count are dropped, as in `progress.csv`.
         evaluated: steps up to which evaluations were begun.
     """
 
-    def __init__(self, run: Run, out: Path, keep_steps: int, evaluated: int) -> None:
+    def __init__(self, run: Run, acting: Callable[[Any], Any], out: Path, keep_steps: int, evaluated: int) -> None:
+        self._acting = acting
         self._run, self._every, self._background = run, run.evaluating.eval_every, run.evaluating.eval_background
         self._folder, self.evaluated = out / "checkpoints", evaluated
         self._pool: ProcessPoolExecutor | None = None
@@ -730,7 +736,7 @@ class Evaluator:
         """Evaluate what an earlier part of the run has left."""
         for steps in self._owed:
             try:
-                owed, _ = checkpoint.load(self._path(steps), lanes.learner.algo)
+                owed, _ = checkpoint.load(self._path(steps), self._acting(lanes.learner.algo))
             except checkpoint.CheckpointError as error:
                 warnings.warn(f"{error}; the evaluation after {steps} steps is left out", stacklevel=3)
                 self._path(steps).unlink()
@@ -754,21 +760,22 @@ class Evaluator:
             return
         if steps >= self._next() or (last and steps > self.evaluated):
             self._collect()  # one at a time: training waits for an evaluation that is slower than itself
-            checkpoint.save(self._path(steps), lanes.learner.algo, {})
+            acting = self._acting(lanes.learner.algo)
+            checkpoint.save(self._path(steps), acting, {})
             self.evaluated = steps
-            self._pending = steps, lanes.going.tolist(), self._evaluate(lanes.learner.algo)
+            self._pending = steps, lanes.going.tolist(), self._evaluate(acting)
         if self._pending and (last or not self._background or self._pending[-1].done()):
             self._collect()
 
-    def _evaluate(self, algo: Any) -> "Future[Evaluation]":
+    def _evaluate(self, acting: Any) -> "Future[Evaluation]":
         if not self._background:
             found: Future[Evaluation] = Future()
-            found.set_result(evaluate_run(self._run, algo))
+            found.set_result(evaluate_run(self._run, acting))
             return found
         if self._pool is None:
             around = samplers.surroundings()
             self._pool = ProcessPoolExecutor(1, samplers.context(), initializer=samplers.settle_in, initargs=(around,))
-        leaves, structure = tree.flatten(algo)
+        leaves, structure = tree.flatten(acting)
         return self._pool.submit(_evaluate_elsewhere, self._run, structure, [x.cpu().numpy() for x in leaves])
 
     def _collect(self) -> None:
@@ -799,10 +806,10 @@ class Evaluator:
             tensorboard.close()
 
 
-def evaluate_run(run: Run, state: Any) -> Evaluation:
-    """Evaluate the algorithm states `[L]` of a run, as its settings say."""
+def evaluate_run(run: Run, acting: Any) -> Evaluation:
+    """Evaluate what acting needs of the states `[L]` of a run, as its settings say."""
     algo, env = build(run)
-    return evaluate(algo, env, state, run.evaluating.eval_episodes, EVAL_SEED, run.evaluating.eval_steps)
+    return play(algo, env, acting, len(lanes(run)), run.evaluating.eval_episodes, EVAL_SEED, run.evaluating.eval_steps)
 
 
 def _evaluate_elsewhere(run: Run, structure: Any, leaves: list[np.ndarray]) -> Evaluation:

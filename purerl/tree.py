@@ -128,6 +128,16 @@ def own(tree: Any) -> Any:
     return map(lambda x: x.clone(memory_format=torch.contiguous_format), tree)
 
 
+def to(tree: Any, device: torch.device) -> Any:
+    """The tree with its leaves on a device."""
+    return map(lambda x: x.to(device), tree)
+
+
+def expand(tree: Any, n: int) -> Any:
+    """The tree `n` times along a new first axis, without taking memory."""
+    return unflatten(batched(structure(tree), 1), [x.expand(n, *x.shape) for x in leaves(tree)])
+
+
 def stack(trees: Sequence[Any]) -> Any:
     """One tree whose leaves are stacked along a new first axis."""
     columns = zip(*[leaves(tree) for tree in trees], strict=True)

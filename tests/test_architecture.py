@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import purerl
+from purerl import Algorithm
 
 FLOORS = [
     {"base", "random", "tree", "config", "compiling", "donation", "transforms"},
@@ -45,3 +46,42 @@ def test_the_core_knows_no_file_clock_or_process():
             names = {a.name.split(".")[0] for n in ast.walk(module) if isinstance(n, ast.Import) for a in n.names}
             names |= {n.module.split(".")[0] for n in ast.walk(module) if isinstance(n, ast.ImportFrom) and n.module}
             assert not names & outside, path
+
+
+SHELL = {"rollout", "episodes", "samplers", "checkpoint", "logs", "train", "evaluate", "plot", "cli"}
+OPAQUE = {"algo_state", "acting", "info"}  # what these rooms call an algorithm's state and figures; and the attribute `algo`
+
+
+def reaches(module):
+    """Where code looks by name into an algorithm's state, its config or its figures, which the record does not declare."""
+    for node in ast.walk(module):
+        match node:
+            case ast.Attribute(value=ast.Attribute(attr="algo")):  # lanes.learner.algo.steps
+                yield node
+            case ast.Subscript(value=ast.Attribute(attr="algo") | ast.Name(id="algo"), slice=ast.Constant(value=str())):
+                yield node
+            case ast.Attribute(value=ast.Attribute(attr="config", value=ast.Name(id="algo" | "policy"))):  # algo.config.n_envs
+                yield node
+            case ast.Attribute(value=ast.Name(id="algo" | "policy"), attr=attr) if attr not in Algorithm._fields:
+                yield node
+            case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str())) if name in OPAQUE:  # info["loss"]
+                yield node
+            case ast.Attribute(value=ast.Name(id=name), attr=attr) if name in OPAQUE and attr != "to_dict":
+                yield node
+
+
+def test_nobody_reaches_past_the_record():
+    for line in (
+        'going & torch.isfinite(info["loss"])',
+        "lanes.learner.algo.steps.tolist()",
+        'learner.algo.hyper["gamma"]',
+        "example.algo.params",
+        "algo.config.n_envs * 2",
+        "len(acting.params)",
+        "algo.optimizer",
+    ):
+        assert [*reaches(ast.parse(line))], line
+    for room, path, module in rooms():
+        if room in SHELL:
+            found = [f"{path}:{node.lineno}: {ast.unparse(node)}" for node in reaches(module)]
+            assert [line for line in found if not line.endswith("info['env_id']")] == []  # which is an environment's

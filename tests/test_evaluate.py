@@ -69,7 +69,7 @@ def test_the_task_that_was_trained_is_filmed_frame_by_frame():
     """With its options, and although it draws into the same array again."""
     env = envs.make("worlds:Painted-v0", size=(3, 4), loud=False)
     algo = make_ppo(env.spec)
-    frames, total, fps = _film(algo, env, algo.init(random.key(0)), 0)
+    frames, total, fps = _film(algo, env, algo.acting(algo.init(random.key(0))), 0)
     assert [int(frame[0, 0, 0]) for frame in frames] == [0, 40, 80, 120, 160, 200]
     assert (total, fps) == (5.0, 10)
 
@@ -78,10 +78,10 @@ def test_an_environment_from_a_function_is_filmed_if_it_draws():
     make = partial(Painted, loud=False, render_mode="rgb_array")
     env = envs.host(make)
     algo = make_ppo(env.spec)
-    assert len(_film(algo, env, algo.init(random.key(0)), 0)[0]) == 6
+    assert len(_film(algo, env, algo.acting(algo.init(random.key(0))), 0)[0]) == 6
     silent = envs.host(partial(Painted, loud=False))
     with pytest.raises(OSError, match=r"^video: partial cannot be drawn: it is not made with render_mode='rgb_array'$"):
-        _film(algo, silent, algo.init(random.key(0)), 0)
+        _film(algo, silent, algo.acting(algo.init(random.key(0))), 0)
 
 
 @pytest.mark.parametrize(

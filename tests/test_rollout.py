@@ -48,7 +48,7 @@ def test_fragments_join():
     assert second.inputs.first[1].all()
 
 
-def test_fuse_takes_its_sizes_from_the_config_or_the_call():
+def test_fuse_takes_its_sizes_from_the_algorithm_or_the_call():
     env = envs.make("CartPole-v1")
     algo = make_ppo(env.spec, PPOConfig(n_envs=2, n_steps=8))
     for sizes, n in (({}, 16), ({"n_envs": 4, "n_steps": 4}, 16)):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import numpy as np
@@ -147,20 +147,22 @@ def interrupt(run, out, steps, error=KeyboardInterrupt):
 
 
 def test_a_lane_that_has_stopped_stands_still(tmp_path, monkeypatch, small_run):
-    """Its loss is infinite for one batch only: it does not go on with the next one."""
-    entry = training.algos.ALGORITHMS["a2c"]
+    """One update takes it to infinity and the next one would take it back: it does not go on with that."""
+    original = training.algos.ALGORITHMS["a2c"]
 
-    def make(spec, config):
-        algo = entry.make(spec, config)
+    @wraps(original)
+    def make(spec, config=None):
+        algo = original(spec, config)
 
         def update(state, batch):
             state, info = algo.update(state, batch)
             hit = (batch.inputs.obs.amax() == 23.0) & (state.hyper["lr"] > 5e-3)  # the third batch
-            return state, info.set("loss", torch.where(hit, torch.inf, info["loss"]))
+            reward_scale = tree.map(lambda x: torch.where(hit, torch.inf, torch.ones_like(x)), state.reward_scale)
+            return tree.replace(state, reward_scale=reward_scale), info
 
         return algo._replace(update=update)
 
-    monkeypatch.setitem(training.algos.ALGORITHMS, "a2c", entry._replace(make=make))
+    monkeypatch.setitem(training.algos.ALGORITHMS, "a2c", make)
     run = small_run(tmp_path, "worlds:Fixed-v0", overrides={"lr": [1e-3, 1e-2]})
     seen = []
     failures = training.train(run, tmp_path, report=lambda progress: seen.append((progress.steps, progress.failed)))
@@ -184,12 +186,15 @@ def test_the_guard_looks_at_the_whole_state_of_the_algorithm(bad):
 
     example = state()
     new = state(**{bad: float("inf")} if bad else {"params": 3.0})
-    guarded = training.guard(lambda state: (new, TensorDict(loss=torch.zeros(()))), example)
+    guarded = training.guard(lambda state: (new, TensorDict(figure=torch.tensor(torch.nan))), example)
     before = tree.pack(example)[0]
-    after, going, _ = guarded(before, torch.tensor(True))
+    after, going, updates, _ = guarded(before, torch.tensor(True), torch.tensor(7))
     assert going == (bad is None)
+    assert updates == (7 if bad else 8)
     assert_trees_equal(after, before if bad else tree.pack(new)[0])
-    assert not guarded(before, torch.tensor(False))[1]
+    _, going, updates, _ = guarded(before, torch.tensor(False), torch.tensor(7))
+    assert not going
+    assert updates == 7
 
 
 def test_a_full_disk_ends_the_run_and_its_workers(tmp_path, small_run, monkeypatch):

@@ -1,4 +1,4 @@
-"""Environments for the tests of samplers, importable by worker processes."""
+"""Environments, policies and algorithms for the tests, importable by worker processes."""
 
 import multiprocessing
 import os
@@ -7,11 +7,17 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.envs.registration import register
+from tensordict import TensorDict
+from torch import nn
+
+from purerl import A2CConfig, Algorithm, Env, EnvSpec, Policy, PPOConfig, make_a2c, make_ppo, nets, tree
+from purerl import random as keys
 
 BOX, PAIR = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32), gym.spaces.MultiDiscrete([2, 3])
 SPACES = {
@@ -394,9 +400,124 @@ class Painted(gym.Env):
         return self.canvas
 
 
+class Rhythm(gym.Env):
+    """Pays 1 for the action `n % 3` at the n-th step of an episode, whatever is observed, which is nothing; episodes of 5 steps."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (3,), np.float32), gym.spaces.Discrete(3)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.n = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        reward = float(action == self.n % 3)
+        self.n += 1
+        return np.zeros(3, np.float32), reward, self.n == 5, False, {}
+
+    def render(self):
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def _rhythm_step(n, action, noise):
+    after = n + 1
+    reward = (action == n % 3).float()
+    return after, torch.zeros(3), reward, after == 5, torch.zeros((), dtype=torch.bool), {}
+
+
+RHYTHM = Env(
+    EnvSpec("Rhythm", Rhythm.observation_space, Rhythm.action_space),
+    reset=lambda key: (torch.zeros((), dtype=torch.int64), torch.zeros(3)),
+    step=_rhythm_step,
+)
+
+
+def counting(spec):
+    """The policy that counts its steps since `first` and acts by the count; its state holds more than it acts with."""
+
+    def act(shift, inputs, carry, noise):
+        count = torch.where(inputs.first, 0, carry["count"])
+        return (count + shift) % 3, TensorDict(count=count), TensorDict(count=count + 1)
+
+    def mode(shift, inputs, carry):
+        action, _, carry = act(shift, inputs, carry, None)
+        return action, carry
+
+    return Policy(
+        init=lambda key: TensorDict(junk=torch.zeros(2, device=key.device), shift=torch.zeros((), dtype=torch.int64)),
+        act=act,
+        mode=mode,
+        draw=lambda key: key,
+        spec=spec,
+        carry=lambda n_envs: TensorDict(count=torch.full((n_envs,), 7)),  # which is never seen: an episode begins with `first`
+        acting=lambda state: state["shift"],
+    )
+
+
+class GRU(nn.Module):
+    """A GRU cell over observation, last action (one of n) and last reward, and heads for a policy and a value."""
+
+    def __init__(self, n_obs, n_actions, width=8):
+        super().__init__()
+        self.n_actions = n_actions
+        self.gates, self.new = nn.Linear(n_obs + n_actions + 1 + width, 2 * width), nn.Linear(n_obs + n_actions + 1, width)
+        self.old = nn.Linear(width, width)
+        self.policy, self.value = nn.Linear(width, n_actions), nn.Linear(width, 1)
+
+    def step(self, inputs, carry):
+        chosen = (inputs.prev_action[:, None] == torch.arange(self.n_actions, device=inputs.obs.device)).float()
+        x, h = torch.cat([inputs.obs, chosen, inputs.prev_reward[:, None]], -1), carry["h"]
+        keep, reset = torch.sigmoid(self.gates(torch.cat([x, h], -1))).chunk(2, -1)
+        h = keep * h + (1 - keep) * torch.tanh(self.new(x) + reset * self.old(h))
+        return h, TensorDict(h=h)
+
+    def forward(self, inputs, carry):
+        h, carry = nets.unroll(self.step, tree.map(torch.zeros_like, carry), inputs, carry)
+        return (self.policy(h), self.value(h).squeeze(-1)), carry
+
+
+def gru(spec, width=8):
+    with torch.device("meta"):
+        module = GRU(spec.observation_space.shape[0], int(spec.action_space.n), width)
+    return nets.recurrent(module, lambda n_envs: TensorDict(h=torch.zeros(n_envs, width)))
+
+
+def make_gru_ppo(spec, config: PPOConfig | None = None):
+    return make_ppo(spec, config or PPOConfig(n_envs=4, n_steps=8, epochs=2, n_minibatches=2), gru(spec))
+
+
+def make_gru_a2c(spec, config: A2CConfig | None = None):
+    return make_a2c(spec, config or A2CConfig(n_envs=4, n_steps=8), gru(spec))
+
+
+def make_bare(spec):
+    """An algorithm without a config, numbers or a memory, whose state nobody else knows the names of."""
+    n = int(spec.action_space.n)
+
+    def init(key, hyper=MappingProxyType({})):
+        return TensorDict(theta=torch.zeros(n, device=key.device), turn=torch.zeros((), dtype=torch.int64, device=key.device))
+
+    def act(theta, inputs, carry, noise):
+        return torch.argmax(theta + noise, -1), TensorDict(), carry
+
+    def mode(theta, inputs, carry):
+        return torch.argmax(theta, -1).expand(inputs.first.shape), carry
+
+    def update(state, batch):
+        chosen = (batch.action[..., None] == torch.arange(n, device=batch.action.device)).float()
+        theta = state["theta"] + (batch.reward[..., None] * chosen).mean((0, 1))
+        return TensorDict(theta=theta, turn=state["turn"] + 1), TensorDict(best=theta.max())
+
+    def draw(key):
+        return keys.gumbel(key, (n,))
+
+    return Algorithm(init, act, update, mode, draw, spec, n_envs=4, n_steps=8, acting=lambda state: state["theta"])
+
+
 register("Painted-v0", Painted)
 register("Walk-v0", Walk, max_episode_steps=6)
 register("Fixed-v0", Fixed)
 register("Informed-v0", Informed)
 register("Faulty-v0", Faulty)
 register("Wandering-v0", Wandering)
+register("Rhythm-v0", Rhythm)

@@ -56,34 +56,35 @@ def default_config(spec: EnvSpec) -> A2CConfig:
     return A2CConfig()
 
 
-def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | None = None) -> Algorithm:
+def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | nets.Network | None = None) -> Algorithm:
     """A2C for discrete, multi-discrete and continuous actions.
 
     Args:
         spec: the environment's.
         config: what shapes the program, and the start values of `state.hyper`; `default_config(spec)` when omitted.
-        net: your own module `forward(obs [N, ...]) -> (params [N, P], value [N])`, on any device; only its shapes are used.
+        net: your own module `forward(obs [N, ...]) -> (params [N, P], value [N])`, on any device; only its shapes are used. Or a
+            `Network` of one with memory, `(params [T, B, P], value [T, B])`, which draws its parameters itself.
 
     Raises:
         ValueError: an observation or action space that A2C cannot take, or a network that returns something else.
     """
     check_spec(spec)
     config = config or default_config(spec)
-    policy = ac.make_policy(spec, config, net)
+    model = ac.make_model(spec, config, net)
 
     def optimizer(hyper: TensorDict, lr: float | Tensor = 0.0) -> optim.Optimizer:
         direction = _DIRECTIONS[config.optimizer](hyper["rms_decay"], hyper["opt_eps"])
         return optim.chain(optim.clip_by_global_norm(hyper["max_grad_norm"]), direction, optim.scale(-lr))
 
-    def loss(params: TensorDict, samples: TensorDict, hyper: TensorDict) -> tuple[Tensor, TensorDict]:
-        dist_params, value = ac.forward(policy, policy.learning_net, params, samples["obs"])
-        mean = partial(masked_mean, mask=samples["valid"])
+    def loss(params: TensorDict, samples: ac.Samples, hyper: TensorDict) -> tuple[Tensor, TensorDict]:
+        dist_params, value = ac.learn(model, params, samples)
+        mean = partial(masked_mean, mask=samples.valid)
         advantage = ac.advantages(config, samples)
-        log_prob = policy.dist.log_prob(dist_params, samples["action"])
+        log_prob = model.dist.log_prob(dist_params, samples.action)
         info = TensorDict(
             policy_loss=mean(policy_gradient_loss(log_prob, advantage)),
-            value_loss=mean(value_loss(value, samples["target"])),
-            entropy=mean(policy.dist.entropy(dist_params)),
+            value_loss=mean(value_loss(value, samples.target)),
+            entropy=mean(model.dist.entropy(dist_params)),
         )
         total = info["policy_loss"] - hyper["ent_coef"] * info["entropy"] + hyper["vf_coef"] * info["value_loss"]
         return total, info.set("loss", total)
@@ -91,9 +92,9 @@ def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | No
     def update(state: ac.ActorCriticState, batch: Batch) -> tuple[ac.ActorCriticState, TensorDict]:
         hyper = state.hyper
         lr = hyper["lr"] * optim.SCHEDULES[config.lr_schedule](state.steps / hyper["total_steps"])
-        state, samples = ac.estimate(policy, config, state, batch)
+        state, samples = ac.estimate(model, config, state, batch)
         flat, unravel = tree.ravel(state.params)
         flat, opt, info = ac.descend(loss, optimizer(hyper, lr), unravel, flat, state.opt, samples, hyper)
         return tree.replace(state, params=tree.own(unravel(flat)), opt=opt), info.set("lr", lr)
 
-    return ac.algorithm(policy, spec, config, optimizer, update)
+    return ac.algorithm(model, spec, config, optimizer, update)

@@ -1,6 +1,6 @@
 """What A2C and PPO share: the state, acting, and the advantages of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from purerl.distributions import Distribution
 from purerl.losses import gae, masked_mean
 from purerl.normalize import Moments, RewardScale, init_moments, init_reward_scale, scale_rewards, standardize, update_moments
 from purerl.optim import Optimizer, apply_updates
-from purerl.spaces import zero_obs
+from purerl.spaces import blank_inputs
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -42,53 +42,93 @@ class ActorCriticState(TensorClass):
     reward_scale: RewardScale
 
 
-class Policy(NamedTuple):
+class Acting(TensorClass):
+    """What acting needs of the state."""
+
+    params: TensorDict
+    obs_moments: Moments
+
+
+class Samples(TensorClass):
+    """What is learnt from: sequences `[T, N]`, N of T steps each.
+
+    Attributes:
+        inputs: as the network gets them.
+        carry: `[N]` its memory before the first step.
+        action, log_prob, value: of the behaviour policy.
+        advantage, target: estimated.
+        valid: False for what is not to be learnt from.
+    """
+
+    inputs: Inputs
+    carry: TensorDict
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    target: Tensor
+    valid: Tensor
+
+
+class Model(NamedTuple):
     """A network and the distribution its first output parametrises.
 
     Attributes:
-        net: `forward(obs [N, ...]) -> (params [N, P], value [N])`, to act with.
+        net: its output is (action parameters `[T, B, P]`, value `[T, B]`); to act with.
         learning_net: the same, of the same parameters, to learn with.
         dist: over actions.
-        see: `see(state, obs) -> obs`, the observation as the network gets it.
+        see: `see(moments, inputs) -> inputs`, as the network gets them.
     """
 
-    net: nn.Module
-    learning_net: nn.Module
+    net: nets.Network
+    learning_net: nets.Network
     dist: Distribution
-    see: Callable[[ActorCriticState, Any], Any]
+    see: Callable[[Moments, Inputs], Inputs]
 
 
-def make_policy(spec: EnvSpec, config: Any, net: nn.Module | None) -> Policy:
-    """The config's network, or the user's, on the meta device.
+def make_model(spec: EnvSpec, config: Any, net: nn.Module | nets.Network | None) -> Model:
+    """The config's network, or the user's.
 
     Raises:
         ValueError: an observation or action space that the algorithm cannot take, or a network that returns something else.
     """
     dist = distributions.for_space(spec.action_space)
-    learning_net = net
+    modules: Sequence[Any] = (net, net)
     if net is None:
         settings = spec.observation_space, spec.action_space, config.hidden, config.activation, config.shared_torso
         with torch.device("meta"):
-            net, learning_net = (nets.ActorCritic(*settings, PRECISIONS[name]) for name in ("float32", config.precision))
+            modules = [nets.ActorCritic(*settings, PRECISIONS[name]) for name in ("float32", config.precision)]
     if config.normalize_obs and not nets.is_vector(spec.observation_space):
         raise ValueError(f"normalize_obs = True needs a Box of floats as observation space, not {spec.observation_space}")
-    obs = zero_obs(spec.observation_space, 2)
-    with torch.no_grad():  # what it returns is checked before any work is done
-        nets.actor_critic(net, nets.blank(net), obs.float() if config.normalize_obs else obs, dist.n_params)
-    see = (lambda state, obs: standardize(state.obs_moments, obs)) if config.normalize_obs else (lambda state, obs: obs)
-    return Policy(net, learning_net or net, dist, see)
+    see = standardize_obs if config.normalize_obs else lambda moments, inputs: inputs
+    example = see(init_moments(torch.Size()), tree.map(lambda x: x[None], blank_inputs(spec, 2)))
+    scheme, check = nets.SCHEMES[config.init], partial(nets.check_actor_critic, n_params=dist.n_params)
+    to_act, to_learn = (nets.as_network(x, scheme, check, example) for x in modules)
+    return Model(to_act, to_learn, dist, see)
 
 
-def init(policy: Policy, spec: EnvSpec, config: Any, optimizer: Callable[[TensorDict], Optimizer], key: Tensor) -> ActorCriticState:
+def standardize_obs(moments: Moments, inputs: Inputs) -> Inputs:
+    """The inputs with observations of mean 0 and variance 1."""
+    return tree.replace(inputs, obs=standardize(moments, inputs.obs))
+
+
+def init(
+    model: Model,
+    spec: EnvSpec,
+    config: Any,
+    optimizer: Callable[[TensorDict], Optimizer],
+    key: Tensor,
+    hyper: Mapping[str, Tensor] = {},
+) -> ActorCriticState:
     """The state before the first step."""
     key, net_key = random.split(key)
-    params = nets.init(policy.net, net_key, nets.SCHEMES[config.init])
-    hyper = TensorDict({name: torch.tensor(x, device=key.device) for name, x in cfg.sweepable(config).items()})
+    params = model.net.init(net_key)
+    numbers = cfg.start(cfg.sweepable(config), hyper, key.device)
     obs_shape = torch.Size(spec.observation_space.shape or ()) if config.normalize_obs else torch.Size()
     return ActorCriticState(
         params=params,
-        opt=optimizer(hyper).init(tree.ravel(params)[0]),
-        hyper=hyper,
+        opt=optimizer(numbers).init(tree.ravel(params)[0]),
+        hyper=numbers,
         key=key,
         steps=torch.zeros((), dtype=torch.int64, device=key.device),
         obs_moments=init_moments(obs_shape, key.device),
@@ -96,38 +136,43 @@ def init(policy: Policy, spec: EnvSpec, config: Any, optimizer: Callable[[Tensor
     )
 
 
-def forward(policy: Policy, net: nn.Module, params: TensorDict, obs: Any) -> tuple[Tensor, Tensor]:
-    """The action distribution's parameters `[N, P]` and the value `[N]` of observations `[N, ...]`."""
-    return nets.actor_critic(net, params, obs, policy.dist.n_params)
+def acting(state: ActorCriticState) -> Acting:
+    """What acting needs of the state."""
+    return Acting(params=state.params, obs_moments=state.obs_moments)
 
 
-def act(policy: Policy, state: ActorCriticState, inputs: Inputs, carry: TensorDict, noise: Tensor) -> tuple:
+def act(model: Model, acting: Acting, inputs: Inputs, carry: TensorDict, noise: Tensor) -> tuple[Any, TensorDict, TensorDict]:
     """Sample an action; `log_prob` goes along."""
-    dist_params, _ = forward(policy, policy.net, state.params, policy.see(state, inputs.obs))
-    action = policy.dist.sample(dist_params, noise)
-    return action, TensorDict(log_prob=policy.dist.log_prob(dist_params, action)), carry
+    (dist_params, _), carry = nets.step(model.net, acting.params, model.see(acting.obs_moments, inputs), carry)
+    action = model.dist.sample(dist_params, noise)
+    return action, TensorDict(log_prob=model.dist.log_prob(dist_params, action)), carry
 
 
-def mode(policy: Policy, state: ActorCriticState, inputs: Inputs, carry: TensorDict) -> tuple[Tensor, TensorDict]:
+def mode(model: Model, acting: Acting, inputs: Inputs, carry: TensorDict) -> tuple[Any, TensorDict]:
     """The likeliest action."""
-    dist_params, _ = forward(policy, policy.net, state.params, policy.see(state, inputs.obs))
-    return policy.dist.mode(dist_params), carry
+    (dist_params, _), carry = nets.step(model.net, acting.params, model.see(acting.obs_moments, inputs), carry)
+    return model.dist.mode(dist_params), carry
 
 
-def estimate(policy: Policy, config: Any, state: ActorCriticState, batch: Batch) -> tuple[ActorCriticState, TensorDict]:
-    """The batch as samples to learn from, and the state with what it learnt of observations and rewards.
+def learn(model: Model, params: TensorDict, samples: Samples) -> tuple[Tensor, Tensor]:
+    """The action distribution's parameters `[T, N, P]` and the value `[T, N]`, to be differentiated."""
+    (dist_params, value), _ = model.learning_net.forward(params, samples.inputs, samples.carry)
+    return dist_params, value
 
-    Returns:
-        The state, and `obs`, `action`, `log_prob`, `value`, `advantage`, `target`, `valid`, each `[T * B, ...]`.
+
+def estimate(model: Model, config: Any, state: ActorCriticState, batch: Batch) -> tuple[ActorCriticState, Samples]:
+    """The state with what it learnt of observations and rewards, and the batch `[T, B]` as sequences to learn from.
+
+    They are B sequences `[T, B]` where the network has a memory, and else T * B of one step, `[1, T * B]`.
     """
     n_steps, n_envs = batch.reward.shape
     if config.normalize_reward and n_envs != config.n_envs:
         raise ValueError(
             f"batch: {n_envs} environments, but n_envs = {config.n_envs} in the config, which normalize_reward follows"
         )
-    all_obs = policy.see(state, tree.map(lambda x, last: torch.cat([x, last[None]]), batch.inputs.obs, batch.last.obs))
-    _, values = forward(policy, policy.learning_net, state.params, tree.map(lambda x: x.flatten(0, 1), all_obs))
-    values = values.reshape(n_steps + 1, n_envs)
+    whole = tree.map(lambda x, last: torch.cat([x, last[None]]), batch.inputs, batch.last)
+    inputs = model.see(state.obs_moments, whole)
+    (_, values), _ = model.learning_net.forward(state.params, inputs, batch.carry)
 
     rewards, reward_scale = batch.reward, state.reward_scale
     if config.normalize_reward:
@@ -138,8 +183,9 @@ def estimate(policy: Policy, config: Any, state: ActorCriticState, batch: Batch)
     obs_moments = state.obs_moments
     if config.normalize_obs:
         obs_moments = update_moments(obs_moments, batch.inputs.obs.flatten(0, 1), batch.inputs.first.new_ones(n_steps * n_envs))
-    samples = TensorDict(
-        obs=tree.map(lambda x: x[:-1], all_obs),
+    samples = Samples(
+        inputs=tree.map(lambda x: x[:-1], inputs),
+        carry=batch.carry,
         action=batch.action,
         log_prob=batch.extras["log_prob"],
         value=values[:-1],
@@ -148,17 +194,17 @@ def estimate(policy: Policy, config: Any, state: ActorCriticState, batch: Batch)
         valid=batch.valid,
     )
     steps = state.steps + n_steps * n_envs
-    state = tree.replace(state, obs_moments=obs_moments, reward_scale=reward_scale, steps=steps)
-    return state, tree.map(lambda x: x.flatten(0, 1), samples)
+    if not nets.has_memory(model.net):
+        samples = tree.map(lambda x: x.flatten(0, 1)[None], samples)
+    return tree.replace(state, obs_moments=obs_moments, reward_scale=reward_scale, steps=steps), samples
 
 
-def advantages(config: Any, samples: TensorDict) -> Tensor:
-    """The samples' advantages `[N]`, standardized over the valid ones if the config says so."""
-    advantage = samples["advantage"]
+def advantages(config: Any, samples: Samples) -> Tensor:
+    """The samples' advantages `[T, N]`, standardized over the valid ones if the config says so."""
     if not config.normalize_advantage:
-        return advantage
-    centred = advantage - masked_mean(advantage, samples["valid"])
-    return centred / (torch.sqrt(masked_mean(centred**2, samples["valid"])) + 1e-8)
+        return samples.advantage
+    centred = samples.advantage - masked_mean(samples.advantage, samples.valid)
+    return centred / (torch.sqrt(masked_mean(centred**2, samples.valid)) + 1e-8)
 
 
 def descend(loss: Callable, optimizer: Optimizer, unravel: Callable, params: Tensor, opt: TensorDict, *args: Any) -> tuple:
@@ -168,15 +214,19 @@ def descend(loss: Callable, optimizer: Optimizer, unravel: Callable, params: Ten
     return apply_updates(params, updates), opt, info
 
 
-def algorithm(policy: Policy, spec: EnvSpec, config: Any, optimizer: Callable, update: Callable) -> Algorithm:
+def algorithm(model: Model, spec: EnvSpec, config: Any, optimizer: Callable, update: Callable) -> Algorithm:
     """The record of an actor-critic whose `update` is given."""
     return Algorithm(
-        init=partial(init, policy, spec, config, optimizer),
-        act=partial(act, policy),
+        init=partial(init, model, spec, config, optimizer),
+        act=partial(act, model),
         update=update,
-        mode=partial(mode, policy),
-        draw=policy.dist.draw,
-        carry=lambda n_envs: TensorDict(),
+        mode=partial(mode, model),
+        draw=model.dist.draw,
         spec=spec,
+        n_envs=config.n_envs,
+        n_steps=config.n_steps,
+        carry=model.net.carry,
+        acting=acting,
+        hyper=cfg.sweepable(config),
         config=config,
     )

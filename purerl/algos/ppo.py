@@ -1,7 +1,9 @@
 """Proximal policy optimization (Schulman et al. 2017), with the details and the defaults of CleanRL."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from purerl import config as cfg
 from purerl import nets, optim, random, tree
 from purerl.algos import actor_critic as ac
-from purerl.base import Algorithm, Batch, EnvSpec, check_spec
+from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
 from purerl.losses import approximate_kl, clipped_surrogate_loss, clipped_value_loss, masked_mean, value_loss
 from purerl.transforms import scan, vmap
 
@@ -74,37 +76,64 @@ def default_config(spec: EnvSpec) -> PPOConfig:
     return PPOConfig()
 
 
-def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | None = None) -> Algorithm:
+def gathering(samples: ac.Samples) -> Callable[[Tensor], ac.Samples]:
+    """`take(rows [M]) -> samples [T, M]`: some of the sequences `[T, N]`."""
+
+    def turn(x: Any) -> Any:
+        return tree.map(lambda x: x.transpose(0, 1), x)
+
+    s, inputs = samples, samples.inputs
+    steps = (inputs.obs, s.action, s.log_prob, s.value, s.advantage, s.target, s.valid)
+    packed, unpack = tree.pack((s.carry, turn(steps)), axes=1)  # one gather for all of them
+    rare = turn((inputs.prev_action, inputs.prev_reward, inputs.first))  # apart: what a network does not read, is not gathered
+
+    def take(rows: Tensor) -> ac.Samples:
+        carry, steps = unpack(tree.index(packed, rows))
+        obs, *others = turn(steps)
+        return ac.Samples(Inputs(obs, *turn(tree.index(rare, rows))), carry, *others)
+
+    return take
+
+
+def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | nets.Network | None = None) -> Algorithm:
     """PPO for discrete, multi-discrete and continuous actions.
 
     Args:
         spec: the environment's.
         config: what shapes the program, and the start values of `state.hyper`; `default_config(spec)` when omitted.
-        net: your own module `forward(obs [N, ...]) -> (params [N, P], value [N])`, on any device; only its shapes are used.
+        net: your own module `forward(obs [N, ...]) -> (params [N, P], value [N])`, on any device; only its shapes are used. Or a
+            `Network` of one with memory, `(params [T, B, P], value [T, B])`, which draws its parameters itself.
+            Then minibatches are of environments, each with its whole fragment.
 
     Raises:
-        ValueError: an observation or action space that PPO cannot take, or a network that returns something else.
+        ValueError: an observation or action space that PPO cannot take, a network that returns something else, or one with memory
+            whose environments cannot be shared between the minibatches.
     """
     check_spec(spec)
     config = config or default_config(spec)
-    policy = ac.make_policy(spec, config, net)
+    model = ac.make_model(spec, config, net)
+    if nets.has_memory(model.net) and config.n_envs % config.n_minibatches:
+        raise ValueError(
+            f"PPOConfig.n_minibatches = {config.n_minibatches} does not divide n_envs = {config.n_envs}, as it must where the "
+            "network has a memory: a minibatch is then of environments, each with its whole fragment"
+        )
 
     def optimizer(hyper: TensorDict, lr: float | Tensor = 0.0) -> optim.Optimizer:
         return optim.chain(optim.clip_by_global_norm(hyper["max_grad_norm"]), optim.adam(lr, eps=hyper["adam_eps"]))
 
-    def loss(params: TensorDict, samples: TensorDict, hyper: TensorDict, clip: Tensor) -> tuple[Tensor, TensorDict]:
-        dist_params, value = ac.forward(policy, policy.learning_net, params, samples["obs"])
-        mean = partial(masked_mean, mask=samples["valid"])
+    def loss(params: TensorDict, samples: ac.Samples, hyper: TensorDict, clip: Tensor) -> tuple[Tensor, TensorDict]:
+        dist_params, value = ac.learn(model, params, samples)
+        mean = partial(masked_mean, mask=samples.valid)
         advantage = ac.advantages(config, samples)
-        log_ratio = policy.dist.log_prob(dist_params, samples["action"]) - samples["log_prob"]
+        log_ratio = model.dist.log_prob(dist_params, samples.action) - samples.log_prob
         if config.clip_value:
-            value_error = clipped_value_loss(value, samples["value"], samples["target"], clip)
+            value_error = clipped_value_loss(value, samples.value, samples.target, clip)
         else:
-            value_error = value_loss(value, samples["target"])
+            value_error = value_loss(value, samples.target)
         info = TensorDict(
             policy_loss=mean(clipped_surrogate_loss(log_ratio, advantage, clip)),
             value_loss=mean(value_error),
-            entropy=mean(policy.dist.entropy(dist_params)),
+            entropy=mean(model.dist.entropy(dist_params)),
             approx_kl=mean(approximate_kl(log_ratio)),
             clip_fraction=mean((torch.abs(log_ratio.exp() - 1.0) > clip).float()),
         )
@@ -116,20 +145,18 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | No
         lr = hyper["lr"] * optim.SCHEDULES[config.lr_schedule](progress)
         clip = hyper["clip"] * optim.SCHEDULES[config.clip_schedule](progress)
         keys = random.split(state.key, 1 + config.epochs)
-        state, samples = ac.estimate(policy, config, state, batch)
-        packed, unpack = tree.pack(samples, axes=1)
+        state, samples = ac.estimate(model, config, state, batch)
+        n, take = samples.valid.shape[1], gathering(samples)
         flat, unravel = tree.ravel(state.params)
 
         def minibatch(carry: tuple, xs: tuple) -> tuple[tuple, dict]:
             (params, opt, stopped), (rows, epoch_ends) = carry, xs
-            chosen = unpack(tree.index(packed, rows))
-            new_params, new_opt, info = ac.descend(loss, optimizer(hyper, lr), unravel, params, opt, chosen, hyper, clip)
+            new_params, new_opt, info = ac.descend(loss, optimizer(hyper, lr), unravel, params, opt, take(rows), hyper, clip)
             if config.target_kl is not None:
                 new_params, new_opt = tree.where(stopped, (params, opt), (new_params, new_opt))
                 stopped = stopped | (epoch_ends & (info["approx_kl"] > hyper["target_kl"]))
             return (new_params, new_opt, stopped), info.to_dict()
 
-        n = batch.reward.numel()
         order = vmap(lambda key: random.permutation(key, n))(keys[1:])
         rows = order.reshape(config.epochs * config.n_minibatches, -1)
         epoch_ends = torch.arange(1, len(rows) + 1, device=keys.device) % config.n_minibatches == 0
@@ -138,4 +165,4 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | No
         info = TensorDict({name: x.mean(0) for name, x in info.items()})
         return tree.replace(state, params=tree.own(unravel(flat)), opt=opt, key=keys[0]), info.set("lr", lr)
 
-    return ac.algorithm(policy, spec, config, optimizer, update)
+    return ac.algorithm(model, spec, config, optimizer, update)

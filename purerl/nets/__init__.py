@@ -1,4 +1,4 @@
-"""Networks: ordinary modules, with their parameters outside."""
+"""Networks: ordinary modules, with their parameters and their memory outside."""
 
 from purerl.nets.init import SCHEMES, apply, blank, init, kaiming_uniform, orthogonal, parameters
 from purerl.nets.modules import (
@@ -7,7 +7,7 @@ from purerl.nets.modules import (
     Flatten,
     GaussianHead,
     NatureCNN,
-    actor_critic,
+    check_actor_critic,
     check_output,
     is_image,
     is_vector,
@@ -15,6 +15,7 @@ from purerl.nets.modules import (
     mlp,
     torso,
 )
+from purerl.nets.networks import Network, as_network, check_carry, feed_forward, has_memory, recurrent, step, unroll
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,10 +24,15 @@ __all__ = [
     "Flatten",
     "GaussianHead",
     "NatureCNN",
-    "actor_critic",
+    "Network",
     "apply",
+    "as_network",
     "blank",
+    "check_actor_critic",
+    "check_carry",
     "check_output",
+    "feed_forward",
+    "has_memory",
     "init",
     "is_image",
     "is_vector",
@@ -35,5 +41,8 @@ __all__ = [
     "mlp",
     "orthogonal",
     "parameters",
+    "recurrent",
+    "step",
     "torso",
+    "unroll",
 ]

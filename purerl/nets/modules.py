@@ -12,8 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from purerl import distributions, tree
-from purerl.nets.init import apply
+from purerl import distributions
 from purerl.spaces import children, parts
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
@@ -219,33 +218,30 @@ class ActorCritic(nn.Module):
         return self.actor(features), self.critic(value_features).squeeze(-1)
 
 
-def actor_critic(net: nn.Module, params: TensorDict, obs: Any, n_params: int) -> tuple[Tensor, Tensor]:
-    """Run an actor-critic on observations `[N, ...]`.
+def check_actor_critic(out: Any, lead: Sequence[int], n_params: int) -> None:
+    """Check what an actor-critic returns for observations `[*lead, ...]`.
 
     Args:
-        n_params: width of the action distribution's parameters.
-
-    Returns:
-        The parameters `[N, n_params]` and the value `[N]`.
+        out: the parameters of the action distribution `[*lead, n_params]` and the value `[*lead]`.
 
     Raises:
-        ValueError: the network returns something else, which would broadcast to wrong numbers.
+        ValueError: it is something else, which would broadcast to wrong numbers.
     """
-    out = apply(net, params, obs)
     if not (isinstance(out, tuple | list) and len(out) == 2):
-        raise ValueError(f"net: it returns {type(out).__name__}, but (action parameters [N, {n_params}], value [N]) is wanted")
-    n = tree.leaves(obs)[0].shape[0]
-    check_output("action parameters", out[0], (n, n_params))
-    check_output("value", out[1], (n,))
-    return out[0], out[1]
+        axes = "N" if len(lead) == 1 else "T, B"
+        wanted = f"(action parameters [{axes}, {n_params}], value [{axes}])"
+        raise ValueError(f"net: it returns {type(out).__name__}, but {wanted} is wanted")
+    check_output("action parameters", out[0], lead, (n_params,))
+    check_output("value", out[1], lead)
 
 
-def check_output(what: str, x: Tensor, wanted: tuple[int, ...]) -> None:
-    """Raise a `ValueError` if a network's output `[N, ...]` has not the shape wanted."""
+def check_output(what: str, x: Tensor, lead: Sequence[int], rest: Sequence[int] = ()) -> None:
+    """Raise a `ValueError` if a network's output for observations `[*lead, ...]` has not the shape `[*lead, *rest]`."""
+    wanted = (*lead, *rest)
     if tuple(x.shape) != wanted:
         squeeze = "; squeeze(-1) takes the last axis away" if tuple(x.shape) == (*wanted, 1) else ""
-        names = [list(shape) for shape in (x.shape, wanted)]
-        raise ValueError(f"net: the {what} of {wanted[0]} observations has shape {names[0]}, but {names[1]} is wanted{squeeze}")
+        names, n = [list(shape) for shape in (x.shape, wanted)], " x ".join(map(str, lead))
+        raise ValueError(f"net: the {what} of {n} observations has shape {names[0]}, but {names[1]} is wanted{squeeze}")
 
 
 def is_vector(space: gym.Space) -> bool:

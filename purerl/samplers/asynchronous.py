@@ -79,6 +79,9 @@ class Asynchronous:
         return batch
 
     def _open(self) -> None:
+        begun = self._spare_rows()
+        begun.start(self._setup.policy.carry(self._setup.plan.n_envs))
+        self._spare.append(begun)  # the first fragment begins where this one ends
         rows = self._rows(0)
         seed(self._setup, rows, 0)
         obs, info = self._vec.reset(seed=rows.numpy["seeds"][0][0, 0, : self._vec.num_envs].tolist())

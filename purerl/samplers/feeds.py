@@ -165,13 +165,20 @@ class Published:
 
     def __init__(self, setup: Setup, params: list[Tensor]) -> None:
         self._setup, self._places = setup, param_places(setup.plan, params)
+        lead = () if setup.single else (setup.plan.n_seeds,)
+        self._shapes = [(*lead, *shape) for shape, _ in setup.plan.leaf_shapes]
 
     def used(self, state: Any) -> list[Tensor]:
-        """The state's leaves that acting depends on."""
-        plan, leaves = self._setup.plan, tree.leaves(state)
-        if len(leaves) != len(plan.used):
-            raise ValueError(f"state: {len(leaves)} tensors where the policy's init gives {len(plan.used)}")
-        return [x for x, is_used in zip(leaves, plan.used, strict=True) if is_used]
+        """The state's leaves that acting depends on.
+
+        Raises:
+            ValueError: they are not those of the state that the policy's `init` gives, one for each seed.
+        """
+        leaves = tree.leaves(self._setup.policy.acting(state))
+        shapes = [tuple(x.shape) for x in leaves]
+        if shapes != self._shapes:
+            raise ValueError(f"state: acting needs tensors of the shapes {self._shapes}, but there are {shapes}")
+        return [x for x, is_used in zip(leaves, self._setup.plan.used, strict=True) if is_used]
 
     def install(self, used: Sequence[Tensor]) -> None:
         """Keep these leaves in the place of the last ones."""
@@ -262,7 +269,7 @@ class Fragments:
             if not self._opened:
                 seed(self._setup, self._rows, self.lost)
                 self._reset()
-                self._rows.start()
+                self._rows.start(self._setup.policy.carry(self._setup.plan.n_envs))
                 self._opened = True
             self._fragment += 1
             self._rows.begin()

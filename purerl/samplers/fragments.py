@@ -12,6 +12,7 @@ from torch import Tensor
 
 from purerl import spaces, tree
 from purerl.base import Algorithm, Batch, Inputs, Policy
+from purerl.nets import check_carry
 from purerl.rollout import masked
 from purerl.spaces import blank_inputs, env_actions
 from purerl.transforms import trace, vmap
@@ -30,9 +31,9 @@ class Plan(NamedTuple):
         n_steps, n_seeds, n_envs, tile: T, S, B, P.
         shapes: for each name the shape and dtype of its leaves.
         structures: of `obs`, `action`, `noise`, `carry` and `extras`.
-        state: structure of the policy's state.
-        used: for each leaf of the state, whether acting depends on it.
-        leaf_shapes: of the state's leaves.
+        acting: structure of what acting needs of the policy's state.
+        used: for each leaf of it, whether acting depends on it.
+        leaf_shapes: of its leaves, `S` apart.
         infos: names of the environment's infos that are kept.
     """
 
@@ -42,7 +43,7 @@ class Plan(NamedTuple):
     tile: int
     shapes: dict[str, list[tuple[tuple[int, ...], torch.dtype]]]
     structures: dict[str, Any]
-    state: Any
+    acting: Any
     used: list[bool]
     leaf_shapes: list[tuple[torch.Size, torch.dtype]]
     infos: tuple[str, ...]
@@ -57,14 +58,14 @@ def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_
     n_seeds = len(keys)
     tile = max(4, -(-n_envs // 4))  # fewer waste the matrix products, more leave workers with padding
     padded = -(-n_envs // tile) * tile
-    example = policy.init(keys[0].cpu())
-    state = [x[None].expand(n_seeds, *x.shape) for x in tree.leaves(example)]
+    example = policy.acting(policy.init(keys[0].cpu()))
+    acting = [x[None].expand(n_seeds, *x.shape) for x in tree.leaves(example)]
     seen = blank_inputs(policy.spec, tile)
     noise = vmap(policy.draw)(torch.zeros((tile, 2), dtype=torch.int32))
     lanes = [tree.map(lambda x: x[None].expand(n_seeds, *x.shape), x) for x in (seen, policy.carry(tile), noise)]
     whole, choose = tree.structure(example), policy.act
-    act = vmap(lambda state, *args: choose(tree.unflatten(whole, state), *args))
-    traced = trace(act, state, *lanes)
+    act = vmap(lambda acting, *args: choose(tree.unflatten(whole, acting), *args))
+    traced = trace(act, acting, *lanes)
     action, extras, _ = tree.unflatten(traced.structure, traced.results)
     sent = spaces.env_actions(policy.spec.action_space, seen.prev_action)
 
@@ -88,8 +89,8 @@ def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_
         "seeds": steps(number.long(), 1, 1),
         "mark": [((n_workers,), torch.int64)],
     }
-    used = traced.used[: len(state)]
-    packed, _ = tree.pack([x for x, is_used in zip(state, used, strict=True) if is_used], axes=1)
+    used = traced.used[: len(acting)]
+    packed, _ = tree.pack([x for x, is_used in zip(acting, used, strict=True) if is_used], axes=1)
     shapes["params"] = [(tuple(x.shape), x.dtype) for x in packed.values()]
     structures = {
         "obs": tree.structure(seen.obs),
@@ -98,8 +99,8 @@ def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_
         "carry": tree.structure(policy.carry(tile)),
         "extras": tree.batched(tree.structure(extras), -1),
     }
-    leaf_shapes = [(x.shape[1:], x.dtype) for x in state]
-    return Plan(n_steps, n_seeds, n_envs, tile, shapes, structures, tree.structure(example), list(used), leaf_shapes, infos)
+    leaf_shapes = [(x.shape[1:], x.dtype) for x in acting]
+    return Plan(n_steps, n_seeds, n_envs, tile, shapes, structures, whole, list(used), leaf_shapes, infos)
 
 
 def act_packed(policy: Algorithm | Policy, plan: Plan) -> Callable[..., tuple]:
@@ -116,9 +117,10 @@ def act_packed(policy: Algorithm | Policy, plan: Plan) -> Callable[..., tuple]:
             obs=tree.unflatten(plan.structures["obs"], obs), prev_action=prev_action, prev_reward=reward[0], first=first[0]
         )
         memory, moment = (tree.unflatten(plan.structures[name], x) for name, x in (("carry", carry), ("noise", noise)))
-        chosen, extras, memory = policy.act(tree.unflatten(plan.state, leaves), inputs, memory, moment)
+        chosen, extras, after = policy.act(tree.unflatten(plan.acting, leaves), inputs, memory, moment)
+        check_carry(memory, after)
         sent = env_actions(policy.spec.action_space, chosen)
-        return tree.leaves(sent), tree.leaves(chosen), tree.leaves(memory), tree.leaves(extras)
+        return tree.leaves(sent), tree.leaves(chosen), tree.leaves(after), tree.leaves(extras)
 
     return act
 
@@ -160,11 +162,17 @@ class Rows:
         for x in self.numpy["infos"]:
             x[:] = np.nan
 
-    def start(self) -> None:
-        """Forget what the last fragment left: every environment has just been reset."""
+    def start(self, carry: TensorDict) -> None:
+        """Forget what the last fragment left: every environment has just been reset.
+
+        Args:
+            carry: `[B]` the policy's memory before an episode.
+        """
         for name in LASTING[1:]:
             for x in self.numpy[name]:
                 x[-1] = 0
+        for place, x in zip(self.torch["carry"], tree.leaves(carry), strict=True):
+            place[-1, :, : self.plan.n_envs] = x
         for name in ("first", "opens"):
             self.numpy[name][0][-1] = True
 
@@ -244,12 +252,12 @@ def shared_block(plan: Plan, context: BaseContext) -> Any:
 
 
 def param_places(plan: Plan, params: Sequence[Tensor]) -> list[Tensor]:
-    """Where in the packed parameters `[S, n]` each leaf of the state that acting uses belongs, `[S, ...]`."""
+    """Where in the packed parameters `[S, n]` each leaf that acting uses belongs, `[S, ...]`."""
     return _unpacker(plan)(params)
 
 
 def _unpacker(plan: Plan) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """From the packed parameters to the leaves of the state that acting uses."""
+    """From the packed parameters to the leaves that acting uses."""
     leaves = zip(plan.leaf_shapes, plan.used, strict=True)
     _, unpack = tree.pack([torch.zeros(shape, dtype=dtype) for (shape, dtype), is_used in leaves if is_used])
     return lambda params: unpack({x.dtype: x for x in params})

@@ -130,14 +130,14 @@ def test_probe_policies(name):
     algo, state = run(MAKERS[name], probes.MATCH, 200, **FAST[name])
     obs = torch.tensor([[1.0], [-1.0]])
     inputs = init_actors(algo, envs.pure(probes.MATCH), 2, random.key(0)).inputs
-    action, _ = algo.mode(state, inputs.replace(obs=obs), algo.carry(2))
+    action, _ = algo.mode(algo.acting(state), inputs.replace(obs=obs), algo.carry(2))
     assert action.tolist() == [1, 0]
 
 
 def test_probe_continuous_policy():
     algo, state = run(MAKERS["ppo"], probes.TARGET, 400, **{**FAST["ppo"], "lr": 1e-3})
     inputs = init_actors(algo, envs.pure(probes.TARGET), 2, random.key(0)).inputs.replace(obs=torch.tensor([[1.0], [-1.0]]))
-    action, _ = algo.mode(state, inputs, algo.carry(2))
+    action, _ = algo.mode(algo.acting(state), inputs, algo.carry(2))
     np.testing.assert_allclose(action[:, 0], [0.5, -0.5], atol=0.15)
 
 

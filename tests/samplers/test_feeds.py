@@ -71,7 +71,7 @@ def test_draws_are_those_of_the_key(id):
         batch = next(feed)
     (noise,) = draw_ahead((algo.draw,), random.fold_in(random.key(1), 1), 12, 2)
     for t in range(12):
-        action, extras, _ = algo.act(state, tree.index(batch.inputs, t), algo.carry(2), noise[t])
+        action, extras, _ = algo.act(algo.acting(state), tree.index(batch.inputs, t), algo.carry(2), noise[t])
         torch.testing.assert_close(action, batch.action[t], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(extras["log_prob"], batch.extras["log_prob"][t], rtol=1e-4, atol=1e-4)
 

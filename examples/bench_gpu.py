@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from purerl import PPOConfig, compile, envs, fuse, iterate, make_ppo, random, samplers, train, tree, vmap
+from purerl import PPOConfig, compile, envs, fuse, iterate, make_ppo, random, samplers, training, tree, vmap
 from purerl.logs import RATE, read_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,7 +81,7 @@ def cartpole(seeds: int) -> None:
     init, step = fuse(algo, env)
     keys = random.split(random.key(0, DEVICE), seeds)
     packed, _ = tree.pack(vmap(init)(keys), axes=1)
-    compiled = compile(vmap(train.guard(step, init(random.key(0)))))
+    compiled = compile(vmap(training.guard(step, init(random.key(0)))))
     going = torch.ones(seeds, dtype=torch.bool, device=DEVICE)
     state = packed, going, torch.zeros_like(going, dtype=torch.int64)
 

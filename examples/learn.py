@@ -4,8 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from purerl import plot
-from purerl import train as training
+from purerl import plot, training
 
 RUNS = {  # algorithm, environment, seeds, steps a seed, required mean, required of every seed
     "cartpole-ppo": ("ppo", "CartPole-v1", 16, 500_000, 485.0, 400.0),

@@ -11,8 +11,7 @@ CleanRL publishes beside it. That one (`examples/cleanrl`) is the mean of severa
 import sys
 from pathlib import Path
 
-from purerl import plot
-from purerl import train as training
+from purerl import plot, training
 
 
 def say(p: training.Progress) -> None:

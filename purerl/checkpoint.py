@@ -7,7 +7,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,18 +103,22 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
+def save(path: Path, parts: Sequence[Any], meta: dict[str, Any]) -> None:
     """Write a tree of tensors and a JSON-able `meta` to `path`, a safetensors file, one tensor after the other: no more memory is
     taken than for the largest of them that lies on another device.
+
+    Args:
+        parts: the tree; or several of one structure, whose leaves are joined along their first axis.
 
     Raises:
         OSError: the disk is full, or the folder not writable; what stood at `path` is untouched.
     """
-    tensors, text = _in_order(_named_leaves(state)), json.dumps(meta)
+    leaves, text = [_named_leaves(part) for part in parts], json.dumps(meta)
+    whole = {name: _joined([part[name] for part in leaves]) for name in leaves[0]}
     unknown = "0" * hashlib.sha256().digest_size * 2  # until all has been written
     header: dict[str, Any] = {"__metadata__": {"sha256": unknown, "format": "purerl", "version": str(VERSION), "meta": text}}
     at = 0
-    for name, x in tensors:
+    for name, x in _in_order(whole):
         header[name] = {"dtype": _DTYPES[x.dtype], "shape": list(x.shape), "data_offsets": [at, at + x.nbytes]}
         at += x.nbytes
     encoded = json.dumps(header).encode()
@@ -122,13 +126,20 @@ def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
     digest = hashlib.sha256(text.encode())
     with writing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name, x in tensors:
-            data = _bytes(x)
+        for name, x in _in_order(whole):
             digest.update(_describe(name, x))
-            digest.update(data)
-            file.write(data)
+            for part in leaves:
+                data = _bytes(part[name])
+                digest.update(data)
+                file.write(data)
         file.seek(8 + encoded.index(unknown.encode()))
         file.write(digest.hexdigest().encode())
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The tensor that the parts make, without data."""
+    meta = [x.to("meta") for x in parts]
+    return torch.cat(meta) if len(meta) > 1 else meta[0]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -181,10 +192,10 @@ def load(path: Path, template: Any, device: torch.device | str = "cpu") -> tuple
     return pytree.tree_unflatten([tensors[name].to(device) for name in wanted], spec), meta
 
 
-def save_step(folder: Path, steps: int, state: Any, meta: dict[str, Any]) -> None:
-    """Write the checkpoint of a step count, then delete all but the newest two."""
+def save_step(folder: Path, steps: int, parts: Sequence[Any], meta: dict[str, Any]) -> None:
+    """`save` the checkpoint of a step count, then delete all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
-    save(folder / f"step_{steps:012d}.safetensors", state, meta)
+    save(folder / f"step_{steps:012d}.safetensors", parts, meta)
     for old in _by_age(folder)[KEEP:]:
         old.unlink()
 

@@ -22,8 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from purerl import algos, envs, plot, samplers
-from purerl import train as training
+from purerl import algos, envs, plot, samplers, training
 from purerl.base import EnvSpec
 from purerl.checkpoint import CheckpointError, write_atomically
 from purerl.evaluate import check_video, evaluate, record_video

@@ -62,5 +62,5 @@ def check_apart(donated: Sequence[Tensor], others: Sequence[Tensor]) -> None:
         if any(start <= place < end for j, (start, end) in enumerate(ends) if i != j and start < end) and x.numel():
             raise ValueError(
                 f"compile: a tensor of shape {list(x.shape)} lies in memory that is donated along with it, and would change under "
-                "the function; hand over a copy (purerl.tree.own)"
+                "the function; hand over a copy of it"
             )

@@ -1,7 +1,7 @@
 """How functions run: `compile`, `specialize`, `vmap`, `scan` and `write`. What they compute stays the same."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -204,12 +204,13 @@ def vmap(f: Callable, in_dims: int | tuple[int | None, ...] = 0) -> Callable:
         results, structure = leafwise(leaves, args_structure)
         if torch.compiler.is_compiling():
             return tree.unflatten(structure, results)
-        is_memory = tree.donated(structure)
-        if any(is_memory) and not compiling.is_tracing():
-            donation.hand_on([x for x, is_donated in zip(leaves, tree.donated(args_structure), strict=True) if is_donated])
-        keep = (lambda x: x) if compiling.is_tracing() else donation.renamed
-        owned = [keep(x) if is_donated else tree.own(x) for x, is_donated in zip(results, is_memory, strict=True)]
-        return tree.unflatten(structure, owned)
+        if compiling.is_tracing():
+            return tree.unflatten(structure, [x if is_donated else tree.own(x) for x, is_donated in _marked(results, structure)])
+        given = [x for x, is_donated in _marked(leaves, args_structure) if is_donated]
+        if given and any(tree.donated(structure)):
+            donation.hand_on(given)
+        keep = donation.renamed if given else torch.Tensor.contiguous  # new memory may be one lane's, shown many times
+        return tree.unflatten(structure, [keep(x) if is_donated else tree.own(x) for x, is_donated in _marked(results, structure)])
 
     mapped.leafwise = leafwise  # type: ignore[attr-defined]
     return mapped
@@ -236,6 +237,11 @@ def write(memory: Donated, rows: Tensor, values: Any) -> Donated:
     for x, v in zip(leaves, new, strict=True):
         x.index_put_((rows,), v)
     return tree.unflatten(structure, donation.hand_on(leaves))
+
+
+def _marked(leaves: Sequence[Any], structure: Any) -> Iterator[tuple[Any, bool]]:
+    """Each leaf, and whether it is donated."""
+    return zip(leaves, tree.donated(structure), strict=True)
 
 
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unroll: int = 1) -> tuple[Any, Any]:
@@ -277,10 +283,7 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unrol
 
     turns = tree.map(lambda x: x.unflatten(0, (-1, per_turn)), packed_xs)
     packed_carry, ys = _loop(turn, packed_carry, turns)
-    carry, ys = unpack_carry(packed_carry), tree.map(lambda y: y.flatten(0, 1), ys)
-    leaves, structure = tree.flatten(carry)
-    owned = [x if is_donated else tree.own(x) for x, is_donated in zip(leaves, tree.donated(structure), strict=True)]
-    return tree.unflatten(structure, owned), ys
+    return tree.own(unpack_carry(packed_carry)), tree.map(lambda y: y.flatten(0, 1), ys)
 
 
 def _loop(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:

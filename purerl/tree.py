@@ -120,12 +120,15 @@ def replace(tree: Any, **fields: Any) -> Any:
 
 
 def own(tree: Any) -> Any:
-    """A copy whose leaves are contiguous and share no memory.
+    """A copy whose leaves are contiguous and share no memory; what is donated is not copied.
 
     Results that share memory, or show one number many times (what `torch.vmap` makes of an output that does not depend on the
     mapped input), would be another kind of input to the compiled function that they go back into.
     """
-    return map(lambda x: x.clone(memory_format=torch.contiguous_format), tree)
+    found, shape_of_tree = flatten(tree)
+    marks = donated(shape_of_tree)
+    copies = [x if keep else x.clone(memory_format=torch.contiguous_format) for x, keep in zip(found, marks, strict=True)]
+    return unflatten(shape_of_tree, copies)
 
 
 def to(tree: Any, device: torch.device) -> Any:

@@ -11,7 +11,7 @@ FLOORS = [
     {"extras", "spaces", "distributions", "losses", "nets", "optim", "episodes", "normalize", "envs", "rollout", "policies"},
     {"algos"},
     {"samplers", "checkpoint", "logs"},
-    {"train", "plot", "evaluate"},
+    {"training", "plot", "evaluate"},
     {"cli", "__main__"},
 ]
 LEVEL = {room: i for i, floor in enumerate(FLOORS) for room in floor}
@@ -48,7 +48,7 @@ def test_the_core_knows_no_file_clock_or_process():
             assert not names & outside, path
 
 
-SHELL = {"rollout", "episodes", "samplers", "checkpoint", "logs", "train", "evaluate", "plot", "cli"}
+SHELL = {"rollout", "episodes", "samplers", "checkpoint", "logs", "training", "evaluate", "plot", "cli"}
 OPAQUE = {"algo_state", "acting", "info"}  # what these rooms call an algorithm's state and figures; and the attribute `algo`
 
 

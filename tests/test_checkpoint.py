@@ -18,7 +18,7 @@ def state(x=1.0):
 
 
 def test_round_trip(tmp_path):
-    checkpoint.save(tmp_path / "x", state(), {"update": 3})
+    checkpoint.save(tmp_path / "x", [state()], {"update": 3})
     loaded, meta = checkpoint.load(tmp_path / "x", state(0.0))
     assert_trees_equal(loaded, state())
     assert meta == {"update": 3}
@@ -26,7 +26,7 @@ def test_round_trip(tmp_path):
 
 def test_keeps_two_and_falls_back(tmp_path):
     for i in range(4):
-        checkpoint.save_step(tmp_path, i, state(float(i)), {"update": i})
+        checkpoint.save_step(tmp_path, i, [state(float(i))], {"update": i})
     paths = sorted(tmp_path.iterdir())
     assert [p.name for p in paths] == ["step_000000000002.safetensors", "step_000000000003.safetensors"]
     paths[1].write_bytes(paths[1].read_bytes()[:-20])
@@ -45,13 +45,13 @@ def test_foreign_altered_other_version_other_structure(tmp_path, monkeypatch):
     path.write_bytes(safetensors.torch.save({"w": torch.ones(2)}))
     with pytest.raises(CheckpointError, match=r": a safetensors file, but not a purerl checkpoint$"):
         checkpoint.load(path, state())
-    checkpoint.save(path, state(), {})
+    checkpoint.save(path, [state()], {})
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r": the checksum does not match, the file was altered$"):
         checkpoint.load(path, state())
-    checkpoint.save(path, state(), {})
+    checkpoint.save(path, [state()], {})
     with pytest.raises(CheckpointError, match=r": \['a'\] is torch.float32 \[2, 3\], but torch.float32 \[5\] was expected$"):
         checkpoint.load(path, state().set("a", torch.zeros(5)))
     with pytest.raises(CheckpointError, match=r": \['z'\] is missing$"):
@@ -62,7 +62,7 @@ def test_foreign_altered_other_version_other_structure(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path / "x", state(1.0), {})
+    checkpoint.save(tmp_path / "x", [state(1.0)], {})
     real = builtins.open
 
     def full(path, mode="r", **kwargs):
@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "open", full)
         with pytest.raises(OSError, match="No space left"):
-            checkpoint.save(tmp_path / "x", state(2.0), {})
+            checkpoint.save(tmp_path / "x", [state(2.0)], {})
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
     assert_trees_equal(checkpoint.load(tmp_path / "x", state())[0], state(1.0))
 
@@ -94,7 +94,7 @@ def peak_growth(f):
 def test_saving_and_loading_take_no_second_copy(tmp_path):
     size = 1 << 27
     large = TensorDict(replay=torch.arange(size // 4, dtype=torch.int32), small=torch.ones(5))
-    grown, _ = peak_growth(lambda: checkpoint.save(tmp_path / "x", large, {}))
+    grown, _ = peak_growth(lambda: checkpoint.save(tmp_path / "x", [large], {}))
     assert grown < size // 10
     template = shapes(lambda: TensorDict(replay=torch.zeros(size // 4, dtype=torch.int32), small=torch.zeros(5)))
     assert template["replay"].device.type == "meta"

@@ -7,7 +7,7 @@ import pytest
 
 from purerl import config as cfg
 from purerl.algos import A2CConfig, PPOConfig
-from purerl.train import Collecting, Evaluating
+from purerl.training import Collecting, Evaluating
 
 
 @pytest.mark.parametrize(

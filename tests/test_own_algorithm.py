@@ -11,8 +11,7 @@ import torch
 from click.testing import CliRunner
 from conftest import assert_trees_equal
 
-from purerl import algos, checkpoint, envs, random, samplers
-from purerl import train as training
+from purerl import algos, checkpoint, envs, random, samplers, training
 from purerl.cli import main
 from purerl.logs import RATE, TIME, read_rows
 
@@ -29,7 +28,7 @@ def _own_module(monkeypatch):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Not compiled: that is not what its test is about."""
-    monkeypatch.setattr(training, "compile", lambda f, threads=1: f)
+    monkeypatch.setattr(training.programs, "compile", lambda f, threads=1: f)
 
 
 def train(out, *args, resume=False, report=lambda progress: None, **kwargs):

@@ -20,7 +20,7 @@ def record(step: Callable[[Any], tuple[Any, Any]], example: Any) -> Callable[[An
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        step(tree.own(example))  # compiles, and lets the libraries take their working memory
+        step(tree.map(torch.clone, example))  # compiles, and lets the libraries take their working memory
     torch.cuda.current_stream().wait_stream(stream)
 
     def read() -> Any:

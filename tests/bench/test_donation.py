@@ -75,7 +75,7 @@ def inputs(capacity: int, seeds: int) -> tuple[Buffer, dict[str, Tensor], Tensor
         new = {"obs": random.normal(keys[0], (N, OBS)), "next_obs": torch.ones(N, OBS), "reward": torch.ones(N)}
         return init(capacity), new, torch.zeros(OBS), random.randint(keys[1], (TURNS, M), 0, capacity)
 
-    return tree.own(vmap(lane)(random.split(random.key(0), seeds)))
+    return vmap(lane)(random.split(random.key(0), seeds))
 
 
 def bare(capacity: int, seeds: int) -> Callable[[], Any]:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -16,8 +17,7 @@ from conftest import assert_trees_equal
 from tensordict import TensorDict
 from worlds import Faulty
 
-from purerl import checkpoint, envs, logs, make_a2c, random, samplers, tree, vmap
-from purerl import train as training
+from purerl import algos, checkpoint, envs, logs, make_a2c, random, samplers, training, tree, vmap
 from purerl.algos import A2CConfig
 from purerl.evaluate import evaluate
 from purerl.logs import RATE, TIME, read_rows
@@ -27,7 +27,6 @@ SMALL = {"hidden": (8,), "n_envs": 4, "n_steps": 8}
 SCRIPT = """
 import sys
 from pathlib import Path
-from purerl import train as training
 out = Path(sys.argv[1])
 if sys.argv[2] == "start":
     run = training.plan("a2c", "CartPole-v1", 2, 64_000, {"hidden": (8,), "n_envs": 4, "n_steps": 8, "lr": [1e-3, 1e-2]})
@@ -80,12 +79,12 @@ def test_nan_stops_its_lane_alone(tmp_path, monkeypatch):
     """One lane's hyper-parameters are NaN: it stands still, the others go on, and its last good state is kept."""
     original = training.initial_state
 
-    def poisoned(run, program):
-        state = original(run, program)
+    def poisoned(run, algo, env):
+        state = original(run, algo, env)
         state.learner.algo.hyper["vf_coef"][1] = float("nan")
         return state
 
-    monkeypatch.setattr(training, "initial_state", poisoned)
+    monkeypatch.setattr(training.loop, "initial_state", poisoned)
     run = nan_plan(tmp_path)
     failures = training.train(run, tmp_path / "run")
     assert failures == [training.Failure("lr=0.001/seed_001", 0)]
@@ -104,7 +103,7 @@ def test_host_run_logs_resumes_and_evaluates(tmp_path):
     assert reports[-1].steps == 640
     assert json.loads((tmp_path / "seed_001" / "params.json").read_text())["seed"] == 1
     assert list((tmp_path / "tb").rglob("events*"))
-    longer = training.dataclasses.replace(run, steps=960)
+    longer = dataclasses.replace(run, steps=960)
     training.train(longer, tmp_path, resume=True)
     _, table = read_rows(tmp_path / "seed_000" / "progress.csv")
     assert [int(row["Diagnostics/CumSteps"]) for row in table] == list(range(32, 961, 32))
@@ -125,7 +124,7 @@ def test_evaluate_plays_whole_episodes():
 @pytest.fixture
 def small_run(monkeypatch):
     """Prepares a small run, which is not compiled: that is not what its test is about."""
-    monkeypatch.setattr(training, "compile", lambda f, threads=1: f)
+    monkeypatch.setattr(training.programs, "compile", lambda f, threads=1: f)
 
     def prepare(out, env="CartPole-v1", steps=640, overrides=None, **kwargs):
         run = training.plan("a2c", env, 1, steps, {**SMALL, **(overrides or {})}, **kwargs)
@@ -148,7 +147,7 @@ def interrupt(run, out, steps, error=KeyboardInterrupt):
 
 def test_a_lane_that_has_stopped_stands_still(tmp_path, monkeypatch, small_run):
     """One update takes it to infinity and the next one would take it back: it does not go on with that."""
-    original = training.algos.ALGORITHMS["a2c"]
+    original = algos.ALGORITHMS["a2c"]
 
     @wraps(original)
     def make(spec, config=None):
@@ -162,7 +161,7 @@ def test_a_lane_that_has_stopped_stands_still(tmp_path, monkeypatch, small_run):
 
         return algo._replace(update=update)
 
-    monkeypatch.setitem(training.algos.ALGORITHMS, "a2c", make)
+    monkeypatch.setitem(algos.ALGORITHMS, "a2c", make)
     run = small_run(tmp_path, "worlds:Fixed-v0", overrides={"lr": [1e-3, 1e-2]})
     seen = []
     failures = training.train(run, tmp_path, report=lambda progress: seen.append((progress.steps, progress.failed)))
@@ -172,7 +171,7 @@ def test_a_lane_that_has_stopped_stands_still(tmp_path, monkeypatch, small_run):
     assert lanes.going.tolist() == [True, False]
     assert lanes.learner.algo.steps.tolist() == [640, 64]
     assert len(read_rows(tmp_path / "lr=0.01" / "seed_000" / "progress.csv")[1]) == 2
-    longer = training.dataclasses.replace(run, steps=960)  # nor does it after a break
+    longer = dataclasses.replace(run, steps=960)  # nor does it after a break
     assert training.train(longer, tmp_path, resume=True) == failures
     assert training.load_state(tmp_path, run, *training.build(run))[0].learner.algo.steps.tolist() == [960, 64]
 
@@ -199,7 +198,7 @@ def test_the_guard_looks_at_the_whole_state_of_the_algorithm(bad):
 
 def test_a_full_disk_ends_the_run_and_its_workers(tmp_path, small_run, monkeypatch):
     run = small_run(tmp_path, "worlds:Fixed-v0", 6400, collecting=training.Collecting(sampler="parallel", n_workers=2))
-    write, rows = training.logs.CsvLog.write, []
+    write, rows = logs.CsvLog.write, []
 
     def fill(self, row):
         rows.append(row)
@@ -210,8 +209,8 @@ def test_a_full_disk_ends_the_run_and_its_workers(tmp_path, small_run, monkeypat
     def fail(self):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training.logs.CsvLog, "write", fill)
-    monkeypatch.setattr(training.logs.CsvLog, "close", fail)
+    monkeypatch.setattr(logs.CsvLog, "write", fill)
+    monkeypatch.setattr(logs.CsvLog, "close", fail)
     with pytest.raises(OSError, match="No space"):
         training.train(run, tmp_path)
     assert not multiprocessing.active_children()
@@ -268,7 +267,7 @@ def test_what_begins_anew_begins_at_zero_after_a_worker_was_replaced(tmp_path, s
     table = read_rows(tmp_path / "run" / "seed_000" / "progress.csv")[1]
     assert {float(row["LengthAverage"]) for row in table[60:]} == {200.0}
     assert {float(row["ReturnAverage"]) for row in table[60:]} == {200.0}
-    longer = training.dataclasses.replace(run, steps=32 * 110)
+    longer = dataclasses.replace(run, steps=32 * 110)
     training.train(longer, tmp_path / "run", resume=True)  # what was lost stays counted
     table = read_rows(tmp_path / "run" / "seed_000" / "progress.csv")[1]
     assert [table[0][logs.LOST], table[-1][logs.LOST]] == ["0", "1"]
@@ -438,7 +437,7 @@ def test_plan_gives_each_variant_its_lanes():
     run = training.plan("ppo", "CartPole-v1", 2, 1024, {"lr": [1e-3, 1e-4], "clip": 0.3})
     names = [training.lane_name(*lane) for lane in training.lanes(run)]
     assert names == ["lr=0.001/seed_000", "lr=0.001/seed_001", "lr=0.0001/seed_000", "lr=0.0001/seed_001"]
-    assert training.make_config(run, {"lr": 1e-3}).clip == 0.3
+    assert training.run.make_config(run, {"lr": 1e-3}).clip == 0.3
 
 
 def test_load_run_of_a_folder_without_one(tmp_path):
@@ -530,7 +529,7 @@ def test_the_sampler_suits_the_environment():
 def test_a_damaged_evaluation_is_left_out_and_the_run_goes_on(tmp_path, monkeypatch, small_run):
     evaluating = training.Evaluating(eval_every=200, eval_episodes=2)
     run = small_run(tmp_path, evaluating=evaluating)
-    monkeypatch.setattr(training, "evaluate_run", lambda run, algo: 1 / 0)
+    monkeypatch.setattr(training.reports, "evaluate_run", lambda run, algo: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         training.train(run, tmp_path)
     monkeypatch.undo()

@@ -1,0 +1,196 @@
+"""The training loop: files, clocks, threads and processes, and no mathematics."""
+
+import contextlib
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from purerl import checkpoint
+from purerl.training.programs import Lanes, Runner, initial_state, load_state, make_runner
+from purerl.training.reports import Evaluator, Failure, Figures, Hook, Moment, Progress, every
+from purerl.training.run import Run, build, check_device, lanes, rows_written
+
+REPORT_EVERY = 0.2  # seconds
+
+
+def finished(out: Path, run: Run) -> bool:
+    """Whether a run has taken all its steps, and owes no evaluation."""
+    algo, meta = build(run)[0], checkpoint.newest_meta(out / "checkpoints")
+    batch = algo.n_envs * algo.n_steps
+    owed = run.evaluating.eval_every and meta.get("evaluated", 0) < run.steps // batch * batch
+    return meta.get("update", 0) >= run.steps // batch and not owed and not any((out / "checkpoints").glob("evaluation_*"))
+
+
+def train(
+    run: Run,
+    out: Path,
+    resume: bool = False,
+    report: Callable[[Progress], None] = lambda progress: None,
+    checkpoint_every: float = 60.0,
+) -> list[Failure]:
+    """Train all lanes of a run, and leave `progress.csv` of each, TensorBoard events and checkpoints in its folder.
+
+    Args:
+        out: the folder: a prepared one (`prepare`), or one to resume.
+        resume: go on from the newest checkpoint; a run that is finished owes at most an evaluation.
+        report: called several times a second with how far the run is.
+        checkpoint_every: seconds between checkpoints; one is always written at the start, at the end, and when something is raised.
+
+    Returns:
+        The lanes that stopped because a number was no longer finite; their last good state is in the checkpoint.
+
+    Raises:
+        CheckpointError: resuming, and none of the checkpoints is whole, or they are gone; not resuming, and there are some; or
+            another process trains this run.
+        Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
+    """
+    out = out.absolute()  # an environment may go to another folder
+    _keep_freed_memory()
+    with checkpoint.locked(out), _threads(run.threads or torch.get_num_threads()):
+        return _train(run, out, resume, report, checkpoint_every)
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep what is freed: a program soon asks for the same again, and new pages are filled with zeros first."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for parameter, value in ((-4, 0), (-1, (1 << 31) - 1), (-2, 1 << 26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            mallopt(parameter, value)
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Let torch compute with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Pace:
+    """How long an update takes.
+
+    The first one compiles: it is taken alone, and is no part of the rate.
+    """
+
+    def __init__(self, update: int) -> None:
+        self._first, self._start, self._each = update + 1, 0.0, REPORT_EVERY
+
+    def fits(self, update: int, seconds: float) -> int:
+        """How many updates take so long, at least one."""
+        return max(1, int(seconds / self._each)) if update >= self._first else 1
+
+    def note(self, update: int) -> None:
+        """So many updates are made now."""
+        now = time.monotonic()
+        if update == self._first:
+            gc.collect()
+            gc.freeze()  # what compiling leaves behind needs no visit by the garbage collector
+            self._start = now
+        elif update > self._first:
+            self._each = (now - self._start) / (update - self._first)
+        self._known = update > self._first
+
+    def rate(self) -> float:
+        """Updates a second; 0 before it can be told."""
+        return 1 / self._each if self._known else 0.0
+
+
+def each_time(seconds: float, act: Callable[[Moment], None], grid: int = 1, begun: float = 0.0) -> Hook:
+    """A hook that acts when so many seconds have passed since it began or acted, at a multiple of `grid` updates."""
+    before = begun
+
+    def look(moment: Moment) -> None:
+        nonlocal before
+        if moment.last or (moment.update % grid == 0 and time.monotonic() - before > seconds):
+            act(moment)
+            before = time.monotonic()
+
+    return Hook(lambda update: 1 << 62, look)
+
+
+def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
+    """The state of the newest checkpoint, None if there is none, and its meta."""
+    folder = out / "checkpoints"
+    saved = any(folder.glob("step_*"))
+    if resume and not saved and rows_written(out, run):
+        raise checkpoint.CheckpointError(
+            f"{folder}: the checkpoints are gone; the figures of the run's steps are still in {out}. "
+            f"To begin anew, train into another folder, or delete {out} first"
+        )
+    if saved and not resume:
+        raise checkpoint.CheckpointError(f"{folder}: holds the checkpoints of a run; resume it, or train into another folder")
+    return load_state(out, run, *build(run)) if saved else (None, {})
+
+
+def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None], checkpoint_every: float) -> list[Failure]:
+    check_device(run.device)
+    algo, env = build(run)
+    found, meta = _start(run, out, resume)
+    begin, seconds, lost = int(meta.get("update", 0)), float(meta.get("seconds", 0.0)), int(meta.get("lost", 0))
+    runner = make_runner(run, algo, env, initial_state(run, algo, env) if found is None else found, begin)
+    batch = algo.n_envs * algo.n_steps
+    n_updates, n_lanes = run.steps // batch, len(lanes(run))
+    row_every = max(1, n_updates // 100)
+    figures = Figures(out, run, begin * batch)
+    evaluator = Evaluator(run, algo.acting, out, begin * batch, int(meta.get("evaluated", begin * batch)), batch)
+    failed: dict[str, Failure] = {}
+    start, pace = time.monotonic() - seconds, Pace(begin)
+
+    def save() -> None:
+        now = {"update": runner.update, "seconds": time.monotonic() - start, "evaluated": evaluator.evaluated}
+        checkpoint.save_step(out / "checkpoints", runner.update * batch, runner.tiles, {**now, "lost": lost + runner.lost})
+
+    def tell(moment: Moment) -> None:
+        left = (n_updates - moment.update) / pace.rate() if moment.rate else float("nan")
+        stopped = tuple(failed.values())
+        report(Progress(moment.steps, n_updates * batch, moment.rate * n_lanes, float(figures.mean_return), left, stopped))
+
+    hooks = [
+        every(row_every, figures.write),
+        evaluator.hook,
+        each_time(REPORT_EVERY, tell),
+        each_time(checkpoint_every, lambda moment: save(), row_every, time.monotonic()),
+    ]
+    try:
+        if found is None:
+            save()
+        evaluator.make_up(runner)
+        evaluator.look(runner, begin * batch, last=begin >= n_updates)
+        while runner.update < n_updates:
+            update = runner.update
+            runner.step(min(n_updates - update, pace.fits(update, REPORT_EVERY), *(hook.due(update) for hook in hooks)))
+            note_failures(failed, figures.names, runner, batch)  # waits for the device, too
+            pace.note(update := runner.update)
+            clock, last = time.monotonic() - start, update == n_updates
+            moment = Moment(runner, update, update * batch, clock, pace.rate() * batch, failed, lost + runner.lost, last)
+            for hook in hooks:
+                hook.act(moment)
+    except BaseException as error:
+        try:
+            save()
+            error.add_note("the run up to there is saved")
+        except Exception as lost:
+            error.add_note(f"the run up to there could not be saved ({lost}); the checkpoint before is whole")
+        raise
+    finally:
+        with contextlib.ExitStack() as closing:
+            for part in (runner, figures, evaluator):
+                closing.callback(part.close)
+    note_failures(failed, figures.names, runner, batch)
+    return list(failed.values())
+
+
+def note_failures(failed: dict[str, Failure], names: list[str], runner: Runner, batch: int) -> None:
+    """Add to `failed` the lanes that have stopped, after so many batches of `batch` steps."""
+    if not all(tile.going.all() for tile in runner.tiles):
+        goings, updates = runner.gather(lambda tile: (tile.going, tile.updates))
+        for lane, going, n in zip(names, goings.tolist(), updates.tolist(), strict=True):
+            if not going:
+                failed.setdefault(lane, Failure(lane, n * batch))

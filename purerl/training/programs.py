@@ -1,0 +1,270 @@
+"""A run's lanes on their way: what is computed for all of them, and the threads that do it."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tensordict import TensorClass, TensorDict
+from torch import Tensor
+
+from purerl import checkpoint, envs, random, samplers, tree
+from purerl.base import Algorithm, Env
+from purerl.donation import Donated
+from purerl.episodes import Episodes, averages, init_episodes, record_episodes
+from purerl.rollout import discount, fuse
+from purerl.training.run import Run, lanes
+from purerl.transforms import compile, iterate, shapes, vmap
+
+LARGE = 200_000  # parameters from which an update is worth several threads
+PATIENCE = 1.0  # seconds that a thread at work has to come to an end
+
+
+class HostState(TensorClass):
+    """`TrainState` without the environments, which live outside."""
+
+    algo: Any
+    episodes: Episodes
+    key: Tensor
+
+
+class Lanes(TensorClass):
+    """Everything that changes in a run, or in some of its lanes.
+
+    Attributes:
+        learner: `[L]` of `TrainState` or `HostState`.
+        going: `[L]` bool, False from the update on after which a number of the lane's state was no longer finite.
+        updates: `[L]` int64, how many were made while it was going.
+    """
+
+    learner: Any
+    going: Tensor
+    updates: Tensor
+
+
+class Step(NamedTuple):
+    """Some updates of a tile of lanes: how many, its state after them, and the last one's figures `[L]`."""
+
+    updates: int
+    lanes: Lanes
+    info: TensorDict
+
+
+class Program(NamedTuple):
+    """What advances a tile of lanes.
+
+    Attributes:
+        advance: `advance(tile, n)`, n times one batch and one update in every lane; it yields the tile as it goes.
+        threads: CPU threads of one call.
+        lost: batches that were lost with a worker so far.
+        close: gives back processes and environments.
+    """
+
+    advance: Callable[[Lanes, int], Iterator[Step]]
+    threads: int = 1
+    lost: Callable[[], int] = lambda: 0
+    close: Callable[[], None] = lambda: None
+
+
+class Runner:
+    """A run's lanes on their way, as tiles of equal size, each advanced in a thread of its own.
+
+    Attributes:
+        tiles: the lanes, in order, in their newest good state: whatever is raised, it can be saved.
+    """
+
+    def __init__(self, program: Program, tiles: list[Lanes], update: int) -> None:
+        self.tiles, self._program = tiles, program
+        self._updates, self._infos = [update] * len(tiles), [TensorDict()] * len(tiles)
+        self._pool = ThreadPoolExecutor(len(tiles), initializer=lambda: torch.set_num_threads(program.threads))
+        self._futures: list[Future] = []
+
+    @property
+    def update(self) -> int:
+        """How many updates each lane has made.
+
+        Raises:
+            RuntimeError: an error came between the tiles, so that some have made more than others.
+        """
+        if len(set(self._updates)) > 1:
+            raise RuntimeError(f"some lanes stand at update {min(self._updates)} and some at {max(self._updates)}")
+        return self._updates[0]
+
+    @property
+    def lost(self) -> int:
+        """Batches that were lost with a worker."""
+        return self._program.lost()
+
+    def step(self, n: int) -> None:
+        """Make n updates in every lane."""
+        self._futures = [self._pool.submit(self._advance, i, n) for i in range(len(self.tiles))]
+        try:
+            for future in self._futures:
+                future.result()
+        except BaseException:
+            wait(self._futures, PATIENCE)
+            raise
+
+    def _advance(self, i: int, n: int) -> None:
+        for step in self._program.advance(self.tiles[i], n):
+            self.tiles[i], self._infos[i] = step.lanes, step.info
+            self._updates[i] += step.updates
+
+    def gather(self, what: Callable[[Lanes], Any]) -> Any:
+        """Something of every tile, as one tree with leaves `[L, ...]`."""
+        return tree.concatenate([what(tile) for tile in self.tiles])
+
+    def figures(self) -> dict[str, np.ndarray]:
+        """The lanes' records of episodes, and the last update's figures, float64 `[L]` each."""
+        parts: list[dict[str, Tensor]] = []
+        for tile, info in zip(self.tiles, self._infos, strict=True):
+            episodes = tile.learner.episodes
+            records = {f"{name}Average": x for name, x in averages(episodes).items()}
+            parts.append({**records, "Diagnostics/Episodes": episodes.count, **info.to_dict()})
+        return {name: np.concatenate([part[name].cpu().numpy().astype(np.float64) for part in parts]) for name in parts[0]}
+
+    def close(self) -> None:
+        """Give back threads, processes and environments; a thread that is at work for longer (it compiles) is left alone."""
+        if not wait(self._futures, PATIENCE).not_done:
+            self._program.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def make_runner(run: Run, algo: Algorithm, env: Env | envs.HostEnv, state: Lanes, update: int) -> Runner:
+    """The run, about to go on from this state of all lanes, in which each has made so many updates.
+
+    A pure environment's lanes run as tiles, at most as many as there are threads; others are one tile.
+    """
+    if not isinstance(env, Env):
+        return Runner(host_program(algo, env, update, run), [state], update)
+    n_lanes, cores = len(state.going), torch.get_num_threads() if run.device == "cpu" else 1
+    n_tiles = max(n for n in range(1, cores + 1) if n_lanes % n == 0)
+    size = n_lanes // n_tiles
+    tiles = [tree.index(state, slice(i * size, (i + 1) * size)) for i in range(n_tiles)]
+    return Runner(pure_program(algo, env), tiles, update)
+
+
+def guard(step: Callable, example: Any) -> Callable:
+    """`step` on a packed state (a few large tensors cross the border of a compiled call sooner than many small ones), in which a
+    lane stands still for good once any number of the algorithm's state is no longer finite: at its last good state.
+
+    A number that is infinite from the start and stays so (a clipping range that is never reached) is none of these. Donated memory
+    is neither looked at nor put back: what a stopped lane writes there, nobody reads.
+
+    Args:
+        step: `step(state, *batch) -> (state, info)`, whose state has the algorithm's as its first field.
+        example: a state; it needs no data.
+
+    Returns:
+        `guarded(packed, going, updates, *batch) -> (packed, going, updates, info)`, the rest as in `Lanes`.
+    """
+    _, unpack = tree.pack(example)
+    learnt = [x for x, is_donated in zip(*_leaves(example.algo), strict=True) if x.is_floating_point() and not is_donated]
+    counts = {dtype: sum(x.numel() for x in learnt if x.dtype == dtype) for dtype in {x.dtype for x in learnt}}
+
+    def guarded(packed: dict[Any, Any], going: Tensor, updates: Tensor, *batch: Any) -> tuple:
+        state, info = step(tree.own(unpack(packed)), *batch)  # a loop takes no two views of one tensor
+        new = tree.pack(state)[0]
+        memory = {Donated: new.pop(Donated)} if Donated in new else {}
+        heads = [(new[dtype][:n], packed[dtype][:n]) for dtype, n in counts.items()]  # what the algorithm's leaves were packed into
+        sound = [(torch.isfinite(after) | (after == before)).all() for after, before in heads]
+        going = going & torch.stack(sound).all() if sound else going
+        return {**tree.where(going, new, {name: packed[name] for name in new}), **memory}, going, updates + going, info
+
+    return guarded
+
+
+def _leaves(state: Any) -> tuple[list[Tensor], list[bool]]:
+    leaves, structure = tree.flatten(state)
+    return leaves, tree.donated(structure)
+
+
+def pure_program(algo: Algorithm, env: Env) -> Program:
+    """Rollout and update fused."""
+    init, step = fuse(algo, env)
+    compiled = compile(vmap(guard(step, shapes(init, random.key(0)))))
+
+    def one(state: tuple[dict, Tensor, Tensor]) -> tuple[tuple[dict, Tensor, Tensor], TensorDict]:
+        packed, going, updates, info = compiled(*state)
+        return (packed, going, updates), info
+
+    many = iterate(one)
+
+    def advance(tile: Lanes, n: int) -> Iterator[Step]:
+        packed, unpack = tree.pack(tile.learner, axes=1)
+        (packed, going, updates), info = many((packed, tile.going, tile.updates), n)
+        yield Step(n, Lanes(learner=unpack(packed), going=going, updates=updates), info)
+
+    return Program(advance)
+
+
+def host_program(algo: Algorithm, env: envs.HostEnv, start: int, run: Run) -> Program:
+    """Collect from outside, then update; about to make update number `start`."""
+
+    def learn(state: HostState, batch: Any) -> tuple[HostState, TensorDict]:
+        algo_state, info = algo.update(state.algo, batch)
+        return HostState(algo=algo_state, episodes=record_episodes(state.episodes, batch), key=state.key), info
+
+    example = shapes(make_init(algo, env, run), random.key(0))
+    n_params = sum(x.numel() for x in tree.leaves(algo.acting(example.algo)))
+    threads = torch.get_num_threads() if n_params > LARGE else 1
+    compiled = compile(vmap(guard(learn, example)), threads)
+    feed: samplers.Feed | None = None
+
+    def advance(tile: Lanes, n: int) -> Iterator[Step]:
+        nonlocal feed
+        state, going, updates = tile.learner, tile.going, tile.updates
+        if feed is None:
+            keys = torch.vmap(lambda key: random.fold_in(key, start))(state.key)
+            feed = samplers.make(env, algo, algo.n_envs, algo.n_steps, keys, **dataclasses.asdict(run.collecting))
+            feed.publish(state.algo)
+        for _ in range(n):
+            packed, unpack = tree.pack(state, axes=1)
+            batch = next(feed)
+            packed, going, updates, info = compiled(packed, going, updates, batch)
+            state = unpack(packed)
+            yield Step(1, Lanes(learner=state, going=going, updates=updates), info)
+            feed.publish(state.algo)
+
+    return Program(advance, threads, lambda: feed.lost if feed else 0, lambda: feed.close() if feed else None)
+
+
+def make_init(algo: Algorithm, env: Env | envs.HostEnv, run: Run) -> Callable[..., Any]:
+    """`init(key, hyper) -> learner` of one lane; `hyper` maps the numbers swept to their values."""
+    if isinstance(env, Env):
+        return fuse(algo, env)[0]
+
+    def init(key: Tensor, hyper: Mapping[str, Tensor] = {}) -> HostState:
+        key, algo_key = random.split(key)
+        episodes = init_episodes(algo.n_envs, discount(algo, hyper), run.collecting.infos, key.device)
+        return HostState(algo=algo.init(algo_key, hyper), episodes=episodes, key=key)
+
+    return init
+
+
+def initial_state(run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> Lanes:
+    """All lanes before their first step, each with its seed's key and its variant's numbers."""
+    keys = torch.stack([random.key(seed) for _, seed in lanes(run)]).to(run.device)
+    hyper = {name: torch.tensor([float(variant[name]) for variant, _ in lanes(run)], device=run.device) for name in run.sweep}
+    return _before_all(run, algo, env, keys, hyper)
+
+
+def _before_all(run: Run, algo: Algorithm, env: Env | envs.HostEnv, keys: Tensor, hyper: dict[str, Tensor]) -> Lanes:
+    going = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
+    learner = vmap(make_init(algo, env, run))(keys, hyper)
+    return Lanes(learner=learner, going=going, updates=torch.zeros_like(going, dtype=torch.int64))
+
+
+def load_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> tuple[Lanes, dict[str, Any]]:
+    """The newest whole checkpoint of a run: the state of all lanes, and its meta.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    n = len(lanes(run))
+    keys, hyper = torch.zeros(n, 2, dtype=torch.int32), {name: torch.zeros(n) for name in run.sweep}
+    template = shapes(lambda keys, hyper: _before_all(run, algo, env, keys, hyper), keys, hyper)
+    return checkpoint.load_newest(out / "checkpoints", template, run.device)

@@ -28,6 +28,10 @@ class Donated(TensorClass):
 
     memory: TensorDict
 
+    def __post_init__(self) -> None:
+        if isinstance(self.memory, dict):
+            self.memory = TensorDict(self.memory)
+
 
 class SpentError(RuntimeError):
     """Donated memory is used by who has handed it on."""

@@ -1,0 +1,92 @@
+"""A run whose lanes hold memory that is written in place: it stays where it is, is saved and resumed, and belongs to its lane."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import assert_trees_equal
+
+from purerl import Donated, training, tree
+
+
+def plan(out, env, **kwargs):
+    run = training.plan("replaying:make", env, 2, 640, {"lr": [1e-3, 1e-2]}, **kwargs)
+    training.prepare(out, run)
+    return run
+
+
+def final(out, run):
+    return training.load_state(out, run, *training.build(run))[0]
+
+
+def memory(lanes):
+    return [x for x, is_donated in zip(*_marked(lanes), strict=True) if is_donated]
+
+
+def _marked(lanes):
+    leaves, structure = tree.flatten(lanes)
+    return leaves, tree.donated(structure)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "gym:CartPole-v1"])
+def test_memory_stays_where_it_is(env, tmp_path):
+    run = plan(tmp_path, env)
+    algo, made = training.build(run)
+    state = training.initial_state(run, algo, made)
+    places = [x.data_ptr() for x in memory(state)]
+    runner = training.make_runner(run, algo, made, state, 0)
+    try:
+        for n in (1, 3, 2):
+            runner.step(n)
+            starts = [memory(tile) for tile in runner.tiles]
+            assert [x.data_ptr() for x in starts[0]] == places  # and the other tiles lie behind
+            assert all(a.data_ptr() + a.nbytes == b.data_ptr() for parts in zip(*starts) for a, b in itertools.pairwise(parts))
+        assert runner.update == 6
+        filled = runner.gather(lambda tile: (tile.learner.algo.memory.memory["obs"] != 0).any(-1).sum(-1))
+        assert (filled >= 90).all()
+    finally:
+        runner.close()
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "worlds:Walk-v0"])
+def test_an_interrupted_run_is_resumed_with_the_same_bits(env, tmp_path):
+    run = plan(tmp_path / "whole", env)
+    training.train(run, tmp_path / "whole")
+    whole = final(tmp_path / "whole", run)
+    assert whole.learner.algo.memory.memory["reward"].abs().sum() > 0
+    if env == "CartPole-v1":  # an environment of the outside world begins anew
+        training.prepare(tmp_path / "cut", run)
+
+        def stop(progress):
+            if progress.steps >= 160:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt) as raised:
+            training.train(run, tmp_path / "cut", report=stop)
+        assert raised.value.__notes__ == ["the run up to there is saved"]
+        training.train(run, tmp_path / "cut", resume=True)
+        assert_trees_equal(final(tmp_path / "cut", run), whole)
+    again = training.plan("replaying:make", env, 1, 640, {"lr": 1e-2})
+    training.prepare(tmp_path / "lone", again)
+    training.train(again, tmp_path / "lone")  # the lane of seed 0 and lr = 0.01
+    lone, lane = final(tmp_path / "lone", again).learner.algo, tree.index(whole.learner.algo, slice(2, 3))
+    assert_trees_equal(lone, lane, rtol=1e-5, atol=1e-6)
+
+
+def test_the_guard_keeps_the_good_state_without_a_copy_of_the_memory():
+    example = training.HostState(
+        algo=torch.zeros(2), episodes=Donated(memory={"x": torch.zeros(3)}), key=torch.zeros(2, dtype=torch.int32)
+    )
+    seen = []
+
+    def step(state):
+        seen.append(tree.leaves(state.episodes)[0].data_ptr())
+        return tree.replace(state, algo=state.algo * torch.nan), {}
+
+    guarded = training.guard(step, example)
+    packed, _ = tree.pack(example)
+    after, going, updates, _ = guarded(packed, torch.tensor(True), torch.tensor(3))
+    assert not going
+    assert updates == 3
+    assert seen == [tree.leaves(packed[Donated])[0].data_ptr()] == [tree.leaves(after[Donated])[0].data_ptr()]
+    assert after[torch.float32].tolist() == [0.0, 0.0]

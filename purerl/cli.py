@@ -91,6 +91,8 @@ def _field_option(field: dataclasses.Field) -> click.Option:
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=help)
     if "choices" in field.metadata:
         return click.Option([flag], type=click.Choice(field.metadata["choices"]), help=help)
+    if isinstance(field.default, str):
+        return click.Option([flag], help=help)
     if isinstance(field.default, tuple):
         return click.Option([flag], type=NAMES if get_args(field.type)[0] is str else WIDTHS, help=help)
     return click.Option([flag], type=COUNT if isinstance(field.default, int) else NUMBERS, help=help)
@@ -138,6 +140,13 @@ class _Algorithms(click.Group):
         ]
         records = [record for record in (config, training.Collecting, training.Evaluating) if record is not None]
         fields = [_field_option(f) for record in records for f in dataclasses.fields(record) if f.name != "total_steps"]
+
+        flags = [option.name for option in (*options, *fields)]
+        for flag in flags:
+            if flags.count(flag) > 1:
+                raise click.ClickException(
+                    f"algorithm: {name!r} has a config field {flag!r}, but purerl train has that flag itself"
+                )
 
         def run(**values: Any) -> None:
             _train(name, **values)
@@ -384,7 +393,7 @@ def _plot(folders: tuple[Path, ...], out: Path | None, column: str) -> None:
 @main.command("list")
 def _list() -> None:
     """The algorithms, and the environments that are pure."""
-    click.echo("algorithms:   " + " ".join(algos.ALGORITHMS))
+    click.echo("algorithms:   " + " ".join(algos.ALGORITHMS) + "   and my_module:make_mine, which makes one of your own")
     click.echo("pure environments:   " + " ".join(envs.PURE))
     click.echo("and every environment that Gymnasium can make, by its id (gym:ID forces Gymnasium's own)")
 

@@ -379,3 +379,10 @@ def test_what_a_network_with_memory_returns_is_checked():
     wrong = nets.feed_forward(nn.Unflatten(0, (1, -1)))
     with pytest.raises(ValueError, match=r"^net: an output of 6 observations has shape \[1, 6, 3\], not \[6, \.\.\.\]$"):
         wrong.forward(TensorDict(), Inputs(torch.zeros(2, 3, 3), *[torch.zeros(2, 3)] * 3), TensorDict())
+
+
+def test_a_memory_is_where_its_key_is():
+    env = envs.make("CartPole-v1")
+    for policy in (counting(env.spec), make_policy(env.spec, gru(env.spec))):
+        actors = init_actors(policy, env, 2, random.key(0, "meta"))
+        assert {x.device.type for x in tree.leaves(actors)} == {"meta"}

@@ -150,6 +150,7 @@ from worlds import make_bare
 class Config:
     n_steps: int = 8
     rate: float = 0.5
+    word: str = "a"
 
 number = 3
 
@@ -169,6 +170,13 @@ def make_dict(spec, config: dict | None = None):
     return make_bare(spec)
 
 def make_forgetful(spec, config: Config | None = None):
+    return make_bare(spec)
+
+@dataclasses.dataclass(frozen=True)
+class Greedy:
+    seeds: int = 3
+
+def make_greedy(spec, config: Greedy | None = None):
     return make_bare(spec)
 
 def make_configured(spec, config: Config | None = None):
@@ -199,6 +207,7 @@ def make_configured(spec, config: Config | None = None):
             ["wrong:make_configured", "--rate", "0.1,0.2"],
             "rate = [0.1, 0.2] cannot be swept: it shapes the program; wrong:make_conf",
         ),
+        (["wrong:make_greedy"], "'wrong:make_greedy' has a config field 'seeds', but purerl train has that flag itself"),
         (["broken:make"], "algorithm: 'broken:make' cannot be imported: NameError: name 'oh' is not defined"),
         (["lacking:make"], "algorithm: 'lacking:make' cannot be imported (No module named 'no_such_package')"),
         (["worlds:make_bare", "--lr", "1"], "No such option"),
@@ -229,10 +238,10 @@ def test_a_config_of_plain_fields_is_flags_too(tmp_path, monkeypatch, uncompiled
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "wrong", raising=False)
     out = str(tmp_path / "run")
-    words = f"train wrong:make_configured --env CartPole-v1 --steps 64 --n-steps 4 --rate 0.25 --out {out}"
+    words = f"train wrong:make_configured --env CartPole-v1 --steps 64 --n-steps 4 --rate 0.25 --word b --out {out}"
     found = CliRunner().invoke(main, words.split())
     assert found.exit_code == 0, found.output
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"] == {"n_steps": 4, "rate": 0.25}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"] == {"n_steps": 4, "rate": 0.25, "word": "b"}
 
 
 def test_a_feed_says_what_acting_needs():

@@ -120,14 +120,13 @@ def plan(
         if name not in start:
             fields = f"it has {', '.join(sorted(start))}" if start else "it takes no config"
             raise ValueError(f"{algo} has no config field {name!r}; {fields}")
-    sweep = {name: value for name, value in overrides.items() if isinstance(value, list)}
+    sweep = {name: as_json(name, overrides[name]) for name in start if isinstance(overrides.get(name), list)}
     for name, values in sweep.items():
         check_sweep(algo, made.spec, default, name, values)
     length = {"total_steps": steps} if "total_steps" in start else {}
     config = {name: as_json(name, x) for name, x in {**start, **length, **overrides}.items() if name not in sweep}
-    sweep = as_json("sweep", sweep)
     run = Run(algo, env, seeds, steps, config, sweep, device, threads, env_options, evaluating=evaluating or Evaluating())
-    for variant in variants(run):
+    for variant in variants(run):  # all are of one batch
         found = algos.make(algo, made.spec, make_config(run, variant))
     n = found.n_envs * found.n_steps
     if steps < n:

@@ -438,6 +438,8 @@ def test_plan_gives_each_variant_its_lanes():
     names = [training.lane_name(*lane) for lane in training.lanes(run)]
     assert names == ["lr=0.001/seed_000", "lr=0.001/seed_001", "lr=0.0001/seed_000", "lr=0.0001/seed_001"]
     assert training.run.make_config(run, {"lr": 1e-3}).clip == 0.3
+    both = training.plan("ppo", "CartPole-v1", 1, 1024, {"clip": [0.1], "lr": [1e-3]})
+    assert training.lane_name(*training.lanes(both)[0]) == "lr=0.001,clip=0.1/seed_000"  # as the config has them
 
 
 def test_load_run_of_a_folder_without_one(tmp_path):

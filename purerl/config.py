@@ -13,17 +13,21 @@ from torch import Tensor
 
 def number(default: float | None, help: str, low: float = 0.0, high: float = math.inf, **kwargs: Any) -> Any:
     """A float field in `[low, high]`, which shapes no program: it can be swept."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "leaf": True}, **kwargs)
+    return dataclasses.field(
+        default=default, metadata={"help": help, "kind": "a number", "low": low, "high": high, "leaf": True}, **kwargs
+    )
 
 
 def length(default: int, help: str) -> Any:
     """An integer field of at least 1 that shapes no program: it can be swept too."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": 1, "high": math.inf, "leaf": True})
+    return dataclasses.field(
+        default=default, metadata={"help": help, "kind": "an integer", "low": 1, "high": math.inf, "leaf": True}
+    )
 
 
 def count(default: int, help: str, low: int = 1) -> Any:
     """An integer field of at least `low`; it shapes the program."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": math.inf})
+    return dataclasses.field(default=default, metadata={"help": help, "kind": "an integer", "low": low, "high": math.inf})
 
 
 def counts(default: tuple[int, ...], help: str, low: int = 1) -> Any:
@@ -80,8 +84,7 @@ def _allowed(field: dataclasses.Field, kind: Any) -> str:
             return f"one of {', '.join(choices)}"
         case {"each": low}:
             return f"a tuple of integers at least {low}, such as {field.default}"
-        case {"low": low, "high": high}:
-            kind = "an integer" if isinstance(low, int) else "a number"
+        case {"kind": kind, "low": low, "high": high}:
             return f"{kind} at least {low}" if high == math.inf else f"{kind} between {low} and {high}"
     return "True or False" if kind is bool else f"of type {kind.__name__ if isinstance(kind, type) else kind}"
 

@@ -9,12 +9,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from purerl import envs, spaces, tree
+from purerl import autoreset, envs, spaces, tree
 from purerl.base import Algorithm, Env, Inputs, Policy
 from purerl.envs.generators import seeded, stream
 from purerl.extras import how_to_install
 from purerl.nets import check_carry
-from purerl.rollout import masked
 from purerl.samplers import EnvError
 from purerl.spaces import env_actions, to_tensors, zero_actions
 from purerl.transforms import vmap
@@ -90,7 +89,7 @@ def _play(
             if bounds is not None:
                 low, high = (torch.as_tensor(bound) for bound in bounds)
                 _check(spaces.field("observation", path), x, (x >= low) & (x <= high), f"in {part}")
-        inputs = Inputs(obs=seen, prev_action=masked(first, action), prev_reward=reward, first=first)
+        inputs = Inputs(obs=seen, prev_action=autoreset.previous(first, action), prev_reward=reward, first=first)
         leaves, structure = tree.flatten(inputs)
         inputs = tree.unflatten(tree.batched(structure, 1), [x.to(device) for x in leaves])
         action, after = act(acting, inputs, carry)

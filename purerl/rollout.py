@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorClass, TensorDict
 from torch import Tensor
 
-from purerl import random, tree
+from purerl import autoreset, random, tree
 from purerl.base import Algorithm, Batch, Env, Inputs, Policy
 from purerl.episodes import Episodes, init_episodes, record_episodes
 from purerl.nets import check_carry
@@ -86,11 +86,9 @@ def rollout(policy: Algorithm | Policy, env: Env, state: Any, actors: Actors, n_
         inputs, done = actors.inputs, actors.done
         action, extras, carry = policy.act(acting, inputs, actors.carry, act_noise)
         check_carry(actors.carry, carry)
-        moved = vmap(env.step)(actors.env, env_actions(env.spec.action_space, action), env_noise)
-        env_state, obs, reward, terminated, truncated, _ = moved
-        env_state, obs = tree.where(done, vmap(env.reset)(env_noise), (env_state, obs))
-        reward, terminated, truncated = torch.where(done, 0.0, reward), terminated & ~done, truncated & ~done
-        seen = Inputs(obs=obs, prev_action=masked(done, action), prev_reward=reward, first=done)
+        sent = env_actions(env.spec.action_space, action)
+        env_state, obs, reward, terminated, truncated = autoreset.step(env, actors.env, sent, env_noise, done)
+        seen = Inputs(obs=obs, prev_action=autoreset.previous(done, action), prev_reward=reward, first=done)
         after = Actors(env=env_state, inputs=seen, carry=carry, done=terminated | truncated)
         return after, {
             "obs": tree.leaves(inputs.obs),
@@ -104,11 +102,6 @@ def rollout(policy: Algorithm | Policy, env: Env, state: Any, actors: Actors, n_
     after, steps = scan(step, actors, noises, unroll=2)  # two steps a turn: 5 % of a lone seed's time for 2 s of compilation
     obs = tree.unflatten(tree.structure(actors.inputs.obs), steps.pop("obs"))
     return after, fragment(actors, obs, after.inputs, **steps)
-
-
-def masked(done: Tensor, action: Tensor) -> Tensor:
-    """The action, zero where the step only reset."""
-    return tree.where(done, torch.zeros_like(action), action)
 
 
 def fragment(
@@ -135,7 +128,7 @@ def fragment(
     done = delay(start.done, terminated | truncated)
     inputs = Inputs(
         obs=obs,
-        prev_action=delay(start.inputs.prev_action, masked(done, action)),
+        prev_action=delay(start.inputs.prev_action, autoreset.previous(done, action)),
         prev_reward=delay(start.inputs.prev_reward, reward),
         first=delay(start.inputs.first, done),
     )

@@ -8,7 +8,20 @@ from purerl import Algorithm
 
 FLOORS = [
     {"base", "random", "tree", "config", "compiling", "donation", "transforms"},
-    {"extras", "spaces", "distributions", "losses", "nets", "optim", "episodes", "normalize", "envs", "rollout", "policies"},
+    {
+        "extras",
+        "spaces",
+        "autoreset",
+        "distributions",
+        "losses",
+        "nets",
+        "optim",
+        "episodes",
+        "normalize",
+        "envs",
+        "rollout",
+        "policies",
+    },
     {"algos"},
     {"samplers", "checkpoint", "logs"},
     {"training", "plot", "evaluate"},

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from purerl import config as cfg
 from purerl import nets, optim, tree
-from purerl.algos import actor_critic as ac
-from purerl.base import Algorithm, Batch, EnvSpec, check_spec
+from purerl.algos import common, fields
+from purerl.algos import on_policy as op
+from purerl.base import Algorithm, Batch, EnvSpec
 from purerl.losses import masked_mean, policy_gradient_loss, value_loss
 
 _DIRECTIONS = {
@@ -23,27 +24,27 @@ _DIRECTIONS = {
 class A2CConfig:
     """Floats can be swept. With `gae_lambda = 1` the targets are n-step returns, n up to the end of the fragment."""
 
-    n_envs: int = cfg.count(8, "parallel environments a seed")
-    n_steps: int = cfg.count(5, "steps in each environment between updates")
-    lr: float = cfg.number(7e-4, "learning rate")
-    gamma: float = cfg.number(0.99, "discount", high=1.0)
-    gae_lambda: float = cfg.number(1.0, "trace decay of the advantage estimate", high=1.0)
-    vf_coef: float = cfg.number(0.5, "weight of the value loss")
-    ent_coef: float = cfg.number(0.0, "weight of the entropy bonus")
-    max_grad_norm: float = cfg.number(0.5, "global gradient norm above which gradients are scaled down")
+    n_envs: int = fields.n_envs(8)
+    n_steps: int = fields.n_steps(5)
+    lr: float = fields.lr(7e-4)
+    gamma: float = fields.gamma(0.99)
+    gae_lambda: float = fields.gae_lambda(1.0)
+    vf_coef: float = fields.vf_coef(0.5)
+    ent_coef: float = fields.ent_coef(0.0)
+    max_grad_norm: float = fields.max_grad_norm(0.5)
     rms_decay: float = cfg.number(0.99, "decay of RMSProp's mean square", high=1.0)
     opt_eps: float = cfg.number(1e-5, "the optimizer's epsilon")
     optimizer: str = cfg.option("rmsprop", "which direction to descend", tuple(_DIRECTIONS))
-    normalize_advantage: bool = cfg.setting(False, "standardize advantages in each batch")
-    total_steps: int = cfg.length(500_000, "environment steps over which the schedule runs")
-    lr_schedule: str = cfg.option("linear", "the learning rate over the run", tuple(optim.SCHEDULES))
-    normalize_obs: bool = cfg.setting(False, "standardize observations by running moments")
-    normalize_reward: bool = cfg.setting(False, "scale rewards by the running deviation of the return")
-    hidden: tuple[int, ...] = cfg.counts((64, 64), "widths of the hidden layers")
-    activation: str = cfg.option("tanh", "of the hidden layers", tuple(nets.ACTIVATIONS))
-    shared_torso: bool = cfg.setting(False, "one torso for policy and value")
-    precision: str = cfg.option("float32", "of the convolutions in updates", tuple(ac.PRECISIONS))
-    init: str = cfg.option("orthogonal", "initialisation of the weights", tuple(nets.SCHEMES))
+    normalize_advantage: bool = fields.normalize_advantage(False)
+    total_steps: int = fields.total_steps(500_000)
+    lr_schedule: str = fields.lr_schedule("linear")
+    normalize_obs: bool = fields.normalize_obs(False)
+    normalize_reward: bool = fields.normalize_reward(False)
+    hidden: tuple[int, ...] = fields.hidden((64, 64))
+    activation: str = fields.activation("tanh")
+    shared_torso: bool = fields.shared_torso(False)
+    precision: str = fields.precision("float32")
+    init: str = fields.init("orthogonal")
 
     def __post_init__(self) -> None:
         cfg.check(self)
@@ -68,33 +69,32 @@ def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | ne
     Raises:
         ValueError: an observation or action space that A2C cannot take, or a network that returns something else.
     """
-    check_spec(spec)
     config = config or default_config(spec)
-    model = ac.make_model(spec, config, net)
+    model = op.make_model(spec, config, net)
 
     def optimizer(hyper: TensorDict, lr: float | Tensor = 0.0) -> optim.Optimizer:
         direction = _DIRECTIONS[config.optimizer](hyper["rms_decay"], hyper["opt_eps"])
         return optim.chain(optim.clip_by_global_norm(hyper["max_grad_norm"]), direction, optim.scale(-lr))
 
-    def loss(params: TensorDict, samples: ac.Samples, hyper: TensorDict) -> tuple[Tensor, TensorDict]:
-        dist_params, value = ac.learn(model, params, samples)
+    def loss(params: TensorDict, samples: op.Samples, hyper: TensorDict) -> tuple[Tensor, TensorDict]:
+        dist_params, value = op.learn(model, params, samples)
         mean = partial(masked_mean, mask=samples.valid)
-        advantage = ac.advantages(config, samples)
+        advantage = op.advantages(config, samples)
         log_prob = model.dist.log_prob(dist_params, samples.action)
         info = TensorDict(
             policy_loss=mean(policy_gradient_loss(log_prob, advantage)),
             value_loss=mean(value_loss(value, samples.target)),
             entropy=mean(model.dist.entropy(dist_params)),
         )
-        total = info["policy_loss"] - hyper["ent_coef"] * info["entropy"] + hyper["vf_coef"] * info["value_loss"]
-        return total, info.set("loss", total)
+        return op.weighted_loss(info, hyper)
 
-    def update(state: ac.ActorCriticState, batch: Batch) -> tuple[ac.ActorCriticState, TensorDict]:
+    def update(state: op.OnPolicyState, batch: Batch) -> tuple[op.OnPolicyState, TensorDict]:
         hyper = state.hyper
-        lr = hyper["lr"] * optim.SCHEDULES[config.lr_schedule](state.steps / hyper["total_steps"])
-        state, samples = ac.estimate(model, config, state, batch)
+        lr = common.scheduled(hyper["lr"], config.lr_schedule, state.steps / hyper["total_steps"])
+        state, samples = op.make_samples(model, config, state, batch)
         flat, unravel = tree.ravel(state.params)
-        flat, opt, info = ac.descend(loss, optimizer(hyper, lr), unravel, flat, state.opt, samples, hyper)
+        gradient, info = common.gradient(loss, unravel, flat, samples, hyper)
+        flat, opt = common.gradient_step(optimizer(hyper, lr), flat, state.opt, gradient)
         return tree.replace(state, params=tree.own(unravel(flat)), opt=opt), info.set("lr", lr)
 
-    return ac.algorithm(model, spec, config, optimizer, update)
+    return op.algorithm(model, spec, config, optimizer, update)

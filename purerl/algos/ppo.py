@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from purerl import config as cfg
 from purerl import nets, optim, random, tree
-from purerl.algos import actor_critic as ac
-from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
+from purerl.algos import common, fields
+from purerl.algos import on_policy as op
+from purerl.base import Algorithm, Batch, EnvSpec, Inputs
 from purerl.losses import approximate_kl, clipped_surrogate_loss, clipped_value_loss, masked_mean, value_loss
 from purerl.transforms import scan, vmap
 
@@ -22,31 +23,31 @@ from purerl.transforms import scan, vmap
 class PPOConfig:
     """Defaults for discrete classic control; `default_config` has those for continuous actions and images. Floats can be swept."""
 
-    n_envs: int = cfg.count(4, "parallel environments a seed")
-    n_steps: int = cfg.count(128, "steps in each environment between updates")
+    n_envs: int = fields.n_envs(4)
+    n_steps: int = fields.n_steps(128)
     epochs: int = cfg.count(4, "passes over each batch")
     n_minibatches: int = cfg.count(4, "minibatches a pass")
-    lr: float = cfg.number(2.5e-4, "learning rate")
-    gamma: float = cfg.number(0.99, "discount", high=1.0)
-    gae_lambda: float = cfg.number(0.95, "trace decay of the advantage estimate", high=1.0)
+    lr: float = fields.lr(2.5e-4)
+    gamma: float = fields.gamma(0.99)
+    gae_lambda: float = fields.gae_lambda(0.95)
     clip: float = cfg.number(0.2, "how far the probability ratio may move")
-    vf_coef: float = cfg.number(0.5, "weight of the value loss")
-    ent_coef: float = cfg.number(0.01, "weight of the entropy bonus")
-    max_grad_norm: float = cfg.number(0.5, "global gradient norm above which gradients are scaled down")
+    vf_coef: float = fields.vf_coef(0.5)
+    ent_coef: float = fields.ent_coef(0.01)
+    max_grad_norm: float = fields.max_grad_norm(0.5)
     adam_eps: float = cfg.number(1e-5, "Adam's epsilon")
     target_kl: float | None = cfg.number(None, "stop a batch's updates after an epoch beyond this KL divergence")
-    normalize_advantage: bool = cfg.setting(True, "standardize advantages in each minibatch")
+    normalize_advantage: bool = fields.normalize_advantage(True)
     clip_value: bool = cfg.setting(True, "clip the value's movement as the ratio's")
-    total_steps: int = cfg.length(500_000, "environment steps over which the schedules run")
-    lr_schedule: str = cfg.option("linear", "the learning rate over the run", tuple(optim.SCHEDULES))
+    total_steps: int = fields.total_steps(500_000)
+    lr_schedule: str = fields.lr_schedule("linear")
     clip_schedule: str = cfg.option("constant", "the clip range over the run", tuple(optim.SCHEDULES))
-    normalize_obs: bool = cfg.setting(False, "standardize observations by running moments")
-    normalize_reward: bool = cfg.setting(False, "scale rewards by the running deviation of the return")
-    hidden: tuple[int, ...] = cfg.counts((64, 64), "widths of the hidden layers")
-    activation: str = cfg.option("tanh", "of the hidden layers", tuple(nets.ACTIVATIONS))
-    shared_torso: bool = cfg.setting(False, "one torso for policy and value")
-    precision: str = cfg.option("float32", "of the convolutions in updates", tuple(ac.PRECISIONS))
-    init: str = cfg.option("orthogonal", "initialisation of the weights", tuple(nets.SCHEMES))
+    normalize_obs: bool = fields.normalize_obs(False)
+    normalize_reward: bool = fields.normalize_reward(False)
+    hidden: tuple[int, ...] = fields.hidden((64, 64))
+    activation: str = fields.activation("tanh")
+    shared_torso: bool = fields.shared_torso(False)
+    precision: str = fields.precision("float32")
+    init: str = fields.init("orthogonal")
 
     def __post_init__(self) -> None:
         cfg.check(self)
@@ -76,7 +77,7 @@ def default_config(spec: EnvSpec) -> PPOConfig:
     return PPOConfig()
 
 
-def gathering(samples: ac.Samples) -> Callable[[Tensor], ac.Samples]:
+def gathering(samples: op.Samples) -> Callable[[Tensor], op.Samples]:
     """`take(rows [M]) -> samples [T, M]`: some of the sequences `[T, N]`."""
 
     def turn(x: Any) -> Any:
@@ -87,10 +88,10 @@ def gathering(samples: ac.Samples) -> Callable[[Tensor], ac.Samples]:
     packed, unpack = tree.pack((s.carry, turn(steps)), axes=1)  # one gather for all of them
     rare = turn((inputs.prev_action, inputs.prev_reward, inputs.first))  # apart: what a network does not read, is not gathered
 
-    def take(rows: Tensor) -> ac.Samples:
+    def take(rows: Tensor) -> op.Samples:
         carry, steps = unpack(tree.index(packed, rows))
         obs, *others = turn(steps)
-        return ac.Samples(Inputs(obs, *turn(tree.index(rare, rows))), carry, *others)
+        return op.Samples(Inputs(obs, *turn(tree.index(rare, rows))), carry, *others)
 
     return take
 
@@ -109,9 +110,8 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | ne
         ValueError: an observation or action space that PPO cannot take, a network that returns something else, or one with memory
             whose environments cannot be shared between the minibatches.
     """
-    check_spec(spec)
     config = config or default_config(spec)
-    model = ac.make_model(spec, config, net)
+    model = op.make_model(spec, config, net)
     if nets.has_memory(model.net) and config.n_envs % config.n_minibatches:
         raise ValueError(
             f"PPOConfig.n_minibatches = {config.n_minibatches} does not divide n_envs = {config.n_envs}, as it must where the "
@@ -121,10 +121,10 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | ne
     def optimizer(hyper: TensorDict, lr: float | Tensor = 0.0) -> optim.Optimizer:
         return optim.chain(optim.clip_by_global_norm(hyper["max_grad_norm"]), optim.adam(lr, eps=hyper["adam_eps"]))
 
-    def loss(params: TensorDict, samples: ac.Samples, hyper: TensorDict, clip: Tensor) -> tuple[Tensor, TensorDict]:
-        dist_params, value = ac.learn(model, params, samples)
+    def loss(params: TensorDict, samples: op.Samples, hyper: TensorDict, clip: Tensor) -> tuple[Tensor, TensorDict]:
+        dist_params, value = op.learn(model, params, samples)
         mean = partial(masked_mean, mask=samples.valid)
-        advantage = ac.advantages(config, samples)
+        advantage = op.advantages(config, samples)
         log_ratio = model.dist.log_prob(dist_params, samples.action) - samples.log_prob
         if config.clip_value:
             value_error = clipped_value_loss(value, samples.value, samples.target, clip)
@@ -137,21 +137,21 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | ne
             approx_kl=mean(approximate_kl(log_ratio)),
             clip_fraction=mean((torch.abs(log_ratio.exp() - 1.0) > clip).float()),
         )
-        total = info["policy_loss"] - hyper["ent_coef"] * info["entropy"] + hyper["vf_coef"] * info["value_loss"]
-        return total, info.set("loss", total)
+        return op.weighted_loss(info, hyper)
 
-    def update(state: ac.ActorCriticState, batch: Batch) -> tuple[ac.ActorCriticState, TensorDict]:
+    def update(state: op.OnPolicyState, batch: Batch) -> tuple[op.OnPolicyState, TensorDict]:
         hyper, progress = state.hyper, state.steps / state.hyper["total_steps"]
-        lr = hyper["lr"] * optim.SCHEDULES[config.lr_schedule](progress)
-        clip = hyper["clip"] * optim.SCHEDULES[config.clip_schedule](progress)
+        lr = common.scheduled(hyper["lr"], config.lr_schedule, progress)
+        clip = common.scheduled(hyper["clip"], config.clip_schedule, progress)
         keys = random.split(state.key, 1 + config.epochs)
-        state, samples = ac.estimate(model, config, state, batch)
+        state, samples = op.make_samples(model, config, state, batch)
         n, take = samples.valid.shape[1], gathering(samples)
         flat, unravel = tree.ravel(state.params)
 
         def minibatch(carry: tuple, xs: tuple) -> tuple[tuple, dict]:
             (params, opt, stopped), (rows, epoch_ends) = carry, xs
-            new_params, new_opt, info = ac.descend(loss, optimizer(hyper, lr), unravel, params, opt, take(rows), hyper, clip)
+            gradient, info = common.gradient(loss, unravel, params, take(rows), hyper, clip)
+            new_params, new_opt = common.gradient_step(optimizer(hyper, lr), params, opt, gradient)
             if config.target_kl is not None:
                 new_params, new_opt = tree.where(stopped, (params, opt), (new_params, new_opt))
                 stopped = stopped | (epoch_ends & (info["approx_kl"] > hyper["target_kl"]))
@@ -165,4 +165,4 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | ne
         info = TensorDict({name: x.mean(0) for name, x in info.items()})
         return tree.replace(state, params=tree.own(unravel(flat)), opt=opt, key=keys[0]), info.set("lr", lr)
 
-    return ac.algorithm(model, spec, config, optimizer, update)
+    return op.algorithm(model, spec, config, optimizer, update)

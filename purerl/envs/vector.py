@@ -8,7 +8,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from purerl import random, tree
+from purerl import autoreset, random
 from purerl.base import Env
 from purerl.spaces import to_tensors
 from purerl.transforms import vmap
@@ -62,9 +62,8 @@ class PureVectorEnv(VectorEnv):
         if not self.action_space.contains(actions):
             raise ValueError(f"actions: {actions!r} is not in {self.action_space}")
         noise, done = self._noise(), self._done
-        state, obs, reward, terminated, truncated, _ = vmap(self.env.step)(self._state, to_tensors(actions), noise)
-        self._state, obs = tree.where(done, vmap(self.env.reset)(noise), (state, obs))
-        reward, terminated, truncated = torch.where(done, 0.0, reward), terminated & ~done, truncated & ~done
+        stepped = autoreset.step(self.env, self._state, to_tensors(actions), noise, done)
+        self._state, obs, reward, terminated, truncated = stepped
         self._done = terminated | truncated
         return _to_numpy(obs), reward.numpy(), terminated.numpy(), truncated.numpy(), {}
 

@@ -10,10 +10,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from purerl import spaces, tree
+from purerl import autoreset, spaces, tree
 from purerl.base import Algorithm, Batch, Inputs, Policy
 from purerl.nets import check_carry
-from purerl.rollout import masked
 from purerl.spaces import blank_inputs, env_actions
 from purerl.transforms import trace, vmap
 
@@ -112,7 +111,7 @@ def act_packed(policy: Algorithm | Policy, plan: Plan) -> Callable[..., tuple]:
         rest = iter(unpack(params))
         unused = (torch.zeros((), dtype=dtype, device=first[0].device).expand(shape) for shape, dtype in plan.leaf_shapes)
         leaves = [next(rest) if is_used else x for is_used, x in zip(plan.used, unused, strict=True)]
-        prev_action = masked(first[0], tree.unflatten(plan.structures["action"], action))
+        prev_action = autoreset.previous(first[0], tree.unflatten(plan.structures["action"], action))
         inputs = Inputs(
             obs=tree.unflatten(plan.structures["obs"], obs), prev_action=prev_action, prev_reward=reward[0], first=first[0]
         )
@@ -187,7 +186,7 @@ class Rows:
 
         def inputs(rows: slice) -> list[Any]:
             (first,) = take("first", rows)
-            prev_action = [masked(first, x) for x in take("action", rows)]
+            prev_action = [autoreset.previous(first, x) for x in take("action", rows)]
             return [*take("obs", rows), *prev_action, *take("reward", rows), first]
 
         def moment(leaves: list[Tensor]) -> list[Tensor]:

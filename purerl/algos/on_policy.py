@@ -1,4 +1,4 @@
-"""What A2C and PPO share: the state, acting, and the advantages of a batch."""
+"""What the on-policy algorithms share: the state, acting, and a batch's samples with their advantages."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from purerl import config as cfg
 from purerl import distributions, nets, random, tree
-from purerl.base import Algorithm, Batch, EnvSpec, Inputs
+from purerl.algos import common
+from purerl.algos.common import PRECISIONS
+from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
 from purerl.distributions import Distribution
 from purerl.losses import gae, masked_mean
 from purerl.normalize import Moments, RewardScale, init_moments, init_reward_scale, scale_rewards, standardize, update_moments
-from purerl.optim import Optimizer, apply_updates
+from purerl.optim import Optimizer
 from purerl.spaces import blank_inputs
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-
-class ActorCriticState(TensorClass):
+class OnPolicyState(TensorClass):
     """Everything that changes.
 
     Attributes:
@@ -77,13 +77,13 @@ class Model(NamedTuple):
         net: its output is (action parameters `[T, B, P]`, value `[T, B]`); to act with.
         learning_net: the same, of the same parameters, to learn with.
         dist: over actions.
-        see: `see(moments, inputs) -> inputs`, as the network gets them.
+        preprocess: `preprocess(moments, inputs) -> inputs`, as the network gets them.
     """
 
     net: nets.Network
     learning_net: nets.Network
     dist: Distribution
-    see: Callable[[Moments, Inputs], Inputs]
+    preprocess: Callable[[Moments, Inputs], Inputs]
 
 
 def make_model(spec: EnvSpec, config: Any, net: nn.Module | nets.Network | None) -> Model:
@@ -92,6 +92,7 @@ def make_model(spec: EnvSpec, config: Any, net: nn.Module | nets.Network | None)
     Raises:
         ValueError: an observation or action space that the algorithm cannot take, or a network that returns something else.
     """
+    check_spec(spec)
     dist = distributions.for_space(spec.action_space)
     modules: Sequence[Any] = (net, net)
     if net is None:
@@ -100,11 +101,11 @@ def make_model(spec: EnvSpec, config: Any, net: nn.Module | nets.Network | None)
             modules = [nets.ActorCritic(*settings, PRECISIONS[name]) for name in ("float32", config.precision)]
     if config.normalize_obs and not nets.is_vector(spec.observation_space):
         raise ValueError(f"normalize_obs = True needs a Box of floats as observation space, not {spec.observation_space}")
-    see = standardize_obs if config.normalize_obs else lambda moments, inputs: inputs
-    example = see(init_moments(torch.Size()), tree.map(lambda x: x[None], blank_inputs(spec, 2)))
+    preprocess = standardize_obs if config.normalize_obs else lambda moments, inputs: inputs
+    example = preprocess(init_moments(torch.Size()), tree.map(lambda x: x[None], blank_inputs(spec, 2)))
     scheme, check = nets.SCHEMES[config.init], partial(nets.check_actor_critic, n_params=dist.n_params)
     to_act, to_learn = (nets.as_network(x, scheme, check, example) for x in modules)
-    return Model(to_act, to_learn, dist, see)
+    return Model(to_act, to_learn, dist, preprocess)
 
 
 def standardize_obs(moments: Moments, inputs: Inputs) -> Inputs:
@@ -119,13 +120,13 @@ def init(
     optimizer: Callable[[TensorDict], Optimizer],
     key: Tensor,
     hyper: Mapping[str, Tensor] = {},
-) -> ActorCriticState:
+) -> OnPolicyState:
     """The state before the first step."""
     key, net_key = random.split(key)
     params = model.net.init(net_key)
     numbers = cfg.start(cfg.sweepable(config), hyper, key.device)
     obs_shape = torch.Size(spec.observation_space.shape or ()) if config.normalize_obs else torch.Size()
-    return ActorCriticState(
+    return OnPolicyState(
         params=params,
         opt=optimizer(numbers).init(tree.ravel(params)[0]),
         hyper=numbers,
@@ -136,21 +137,21 @@ def init(
     )
 
 
-def acting(state: ActorCriticState) -> Acting:
+def acting(state: OnPolicyState) -> Acting:
     """What acting needs of the state."""
     return Acting(params=state.params, obs_moments=state.obs_moments)
 
 
 def act(model: Model, acting: Acting, inputs: Inputs, carry: TensorDict, noise: Tensor) -> tuple[Any, TensorDict, TensorDict]:
     """Sample an action; `log_prob` goes along."""
-    (dist_params, _), carry = nets.step(model.net, acting.params, model.see(acting.obs_moments, inputs), carry)
+    (dist_params, _), carry = nets.step(model.net, acting.params, model.preprocess(acting.obs_moments, inputs), carry)
     action = model.dist.sample(dist_params, noise)
     return action, TensorDict(log_prob=model.dist.log_prob(dist_params, action)), carry
 
 
 def mode(model: Model, acting: Acting, inputs: Inputs, carry: TensorDict) -> tuple[Any, TensorDict]:
     """The likeliest action."""
-    (dist_params, _), carry = nets.step(model.net, acting.params, model.see(acting.obs_moments, inputs), carry)
+    (dist_params, _), carry = nets.step(model.net, acting.params, model.preprocess(acting.obs_moments, inputs), carry)
     return model.dist.mode(dist_params), carry
 
 
@@ -160,7 +161,7 @@ def learn(model: Model, params: TensorDict, samples: Samples) -> tuple[Tensor, T
     return dist_params, value
 
 
-def estimate(model: Model, config: Any, state: ActorCriticState, batch: Batch) -> tuple[ActorCriticState, Samples]:
+def make_samples(model: Model, config: Any, state: OnPolicyState, batch: Batch) -> tuple[OnPolicyState, Samples]:
     """The state with what it learnt of observations and rewards, and the batch `[T, B]` as sequences to learn from.
 
     They are B sequences `[T, B]` where the network has a memory, and else T * B of one step, `[1, T * B]`.
@@ -171,7 +172,7 @@ def estimate(model: Model, config: Any, state: ActorCriticState, batch: Batch) -
             f"batch: {n_envs} environments, but n_envs = {config.n_envs} in the config, which normalize_reward follows"
         )
     whole = tree.map(lambda x, last: torch.cat([x, last[None]]), batch.inputs, batch.last)
-    inputs = model.see(state.obs_moments, whole)
+    inputs = model.preprocess(state.obs_moments, whole)
     (_, values), _ = model.learning_net.forward(state.params, inputs, batch.carry)
 
     rewards, reward_scale = batch.reward, state.reward_scale
@@ -207,26 +208,22 @@ def advantages(config: Any, samples: Samples) -> Tensor:
     return centred / (torch.sqrt(masked_mean(centred**2, samples.valid)) + 1e-8)
 
 
-def descend(loss: Callable, optimizer: Optimizer, unravel: Callable, params: Tensor, opt: TensorDict, *args: Any) -> tuple:
-    """One gradient step on the flat parameters `[P]`: `(params, opt, info)`, where `loss(params, *args) -> (loss, info)`."""
-    grads, info = torch.func.grad(lambda p: loss(unravel(p), *args), has_aux=True)(params)
-    updates, opt = optimizer.update(grads, opt, params)
-    return apply_updates(params, updates), opt, info
+def weighted_loss(info: TensorDict, hyper: TensorDict) -> tuple[Tensor, TensorDict]:
+    """The sum of the parts of an actor-critic's loss, `policy_loss`, `value_loss` and `entropy`, and the info with it."""
+    loss = info["policy_loss"] - hyper["ent_coef"] * info["entropy"] + hyper["vf_coef"] * info["value_loss"]
+    return loss, info.set("loss", loss)
 
 
 def algorithm(model: Model, spec: EnvSpec, config: Any, optimizer: Callable, update: Callable) -> Algorithm:
     """The record of an actor-critic whose `update` is given."""
-    return Algorithm(
+    return common.algorithm(
+        spec,
+        config,
         init=partial(init, model, spec, config, optimizer),
         act=partial(act, model),
         update=update,
         mode=partial(mode, model),
         draw=model.dist.draw,
-        spec=spec,
-        n_envs=config.n_envs,
-        n_steps=config.n_steps,
         carry=model.net.carry,
         acting=acting,
-        hyper=cfg.sweepable(config),
-        config=config,
     )

@@ -1,0 +1,39 @@
+"""What every algorithm here shares: the gradient step, numbers that follow a schedule, and the record."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from purerl import config as cfg
+from purerl import optim
+from purerl.base import Algorithm, EnvSpec
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def scheduled(number: Tensor, schedule: str, progress: Tensor) -> Tensor:
+    """A number `[]` after a part of the run, `progress` from 0 to 1."""
+    return number * optim.SCHEDULES[schedule](progress)
+
+
+def gradient(loss: Callable, unravel: Callable, params: Tensor, *args: Any) -> tuple[Tensor, TensorDict]:
+    """The gradient `[P]` of `loss(unravel(params), *args) -> (loss, info)` at the flat parameters `[P]`, and the info.
+
+    Between it and `gradient_step` is where a group of processes averages.
+    """
+    return torch.func.grad(lambda params: loss(unravel(params), *args), has_aux=True)(params)
+
+
+def gradient_step(optimizer: optim.Optimizer, params: Tensor, opt: TensorDict, gradient: Tensor) -> tuple[Tensor, TensorDict]:
+    """The flat parameters `[P]` and the optimizer's state after one step down the gradient `[P]`."""
+    updates, opt = optimizer.update(gradient, opt, params)
+    return optim.apply_updates(params, updates), opt
+
+
+def algorithm(spec: EnvSpec, config: Any, **functions: Any) -> Algorithm:
+    """The record of an algorithm that was made from a config with `n_envs` and `n_steps`."""
+    hyper = cfg.sweepable(config)
+    return Algorithm(spec=spec, n_envs=config.n_envs, n_steps=config.n_steps, hyper=hyper, config=config, **functions)

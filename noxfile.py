@@ -36,10 +36,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed against Stable-Baselines3 and against the floors, as ratios of one run."""
+    """Speed against the peers and the floors; `nox -s bench -- -k cartpole --scale 0.2` measures less, `--benchmark-compare` beside
+    the run before."""
     install(session, "bench")
-    session.run("python", "examples/bench.py", *session.posargs)
-    session.run("python", "examples/bench_samplers.py", *session.posargs)
+    session.run("pytest", "tests/bench", "--benchmark-autosave", "--benchmark-storage=file://.benchmarks", *session.posargs)
 
 
 @nox.session

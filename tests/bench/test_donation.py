@@ -1,10 +1,11 @@
 """Memory written in place, beside the bare gather and scatter of the same bytes."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 
-import pytest
 import torch
+from bench.contest import Contest, Side, by_turns, repeated
 from tensordict import TensorClass, TensorDict
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from purerl import Donated, compile, random, scan, tree, vmap, write
 
 N, TURNS, M = 4, 4, 64  # items added, gradient steps, rows of each
 OBS = 4
-cases = pytest.mark.parametrize(("capacity", "seeds"), [(10_000, 1), (1_000_000, 1), (10_000, 4), (1_000_000, 4)])
+CALLS = 100  # in a turn
 
 
 class Buffer(TensorClass):
@@ -78,7 +79,7 @@ def inputs(capacity: int, seeds: int) -> tuple[Buffer, dict[str, Tensor], Tensor
     return vmap(lane)(random.split(random.key(0), seeds))
 
 
-def bare(capacity: int, seeds: int) -> Callable[[], Any]:
+def bare(capacity: int, seeds: int, gathers: bool) -> Callable[[], object]:
     """The scatter of what is added and the gathers of what is sampled, each seed after the other, by hand."""
     buffers, new, _, rows = inputs(capacity, seeds)
     memories = [tree.index(buffers.items_.memory.to_dict(), i) for i in range(seeds)]
@@ -89,43 +90,56 @@ def bare(capacity: int, seeds: int) -> Callable[[], Any]:
         for memory, item, chosen in zip(memories, items, rows, strict=True):
             for name, x in memory.items():
                 x.index_put_((places,), item[name])
-            for turn in chosen:
+            for turn in chosen if gathers else ():
                 for x in memory.values():
                     x[turn]
 
     return run
 
 
-def run(benchmark: Any, f: Callable, capacity: int, seeds: int, n_args: int) -> None:
+def ours(f: Callable, capacity: int, seeds: int, n_args: int) -> Callable[[], object]:
+    """A compiled call that hands its buffer on to the next one."""
     buffer, *args = inputs(capacity, seeds)
     program = compile(vmap(f))
 
-    def call() -> None:
+    def run() -> None:
         nonlocal buffer
         result = program(buffer, *args[:n_args])
         buffer = result[0] if isinstance(result, tuple) else result
 
-    call()
-    benchmark.group = f"{capacity:,} items, {seeds} seeds"
-    benchmark(call)
+    return run
 
 
-@cases
-def test_bare_scatter_and_gathers(benchmark: Any, capacity: int, seeds: int) -> None:
-    benchmark.group = f"{capacity:,} items, {seeds} seeds"
-    benchmark(bare(capacity, seeds))
+@contextmanager
+def writing(capacity: int, seeds: int, rounds: int) -> Iterator[Mapping[str, Side]]:
+    calls = {
+        "bare scatter": bare(capacity, seeds, gathers=False),
+        "add": ours(add, capacity, seeds, 1),
+        "bare scatter and gathers": bare(capacity, seeds, gathers=True),
+        "gradient steps": ours(uniform, capacity, seeds, 3),
+        "gradient steps, priorities": ours(prioritized, capacity, seeds, 3),
+    }
+    yield {name: repeated(f, CALLS, 1) for name, f in calls.items()}
 
 
-@cases
-def test_add(benchmark: Any, capacity: int, seeds: int) -> None:
-    run(benchmark, add, capacity, seeds, 1)
-
-
-@cases
-def test_add_and_four_gradient_steps(benchmark: Any, capacity: int, seeds: int) -> None:
-    run(benchmark, uniform, capacity, seeds, 3)
-
-
-@cases
-def test_add_and_four_gradient_steps_that_write_priorities(benchmark: Any, capacity: int, seeds: int) -> None:
-    run(benchmark, prioritized, capacity, seeds, 3)
+@by_turns(
+    *(
+        Contest(
+            name=f"{capacity}x{seeds}",
+            title=f"Memory in place, {capacity:,} items, {seeds} seeds: add {N}, and {TURNS} gradient steps on {M} each",
+            sides=("bare scatter", "add", "bare scatter and gathers", "gradient steps", "gradient steps, priorities"),
+            open=partial(writing, capacity, seeds),
+            floors={
+                "add": lambda seconds: seconds["bare scatter"],
+                "gradient steps": lambda seconds: seconds["bare scatter and gathers"],
+                "gradient steps, priorities": lambda seconds: seconds["bare scatter and gathers"],
+            },
+            unit="calls",
+            per=1,
+        )
+        for seeds in (1, 4)
+        for capacity in (10_000, 1_000_000)
+    )
+)
+def test_donation(replay: Callable[[], None]) -> None:
+    replay()

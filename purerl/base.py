@@ -46,8 +46,8 @@ class Batch(TensorClass):
         carry: `[B]` the policy's carry before the first step.
         last: `[B]` what the policy would see after the last step.
         episode: `[T, B]` what the records of episodes follow where an environment tells more than the fields above: `reward` before
-            clipping, `opens` (the policy saw a game's first observation), `over` (a game's last step), and there the infos that
-            the user named. Empty where there is nothing more to tell.
+            clipping, `game_start` (the policy saw a game's first observation), `game_end` (a game's last step), and there the infos
+            that the user named. Empty where there is nothing more to tell.
     """
 
     inputs: Inputs

@@ -11,7 +11,7 @@ from purerl.losses.returns import linear_recurrence
 
 WINDOW = 100
 SUMS = ("Return", "Length", "NonzeroRewards", "DiscountedReturn")
-TOLD = ("reward", "opens", "over")  # of games, in a batch's `episode`; all else there are infos
+TOLD = ("reward", "game_start", "game_end")  # of games, in a batch's `episode`; all else there are infos
 
 
 class Episodes(TensorClass):
@@ -64,21 +64,21 @@ def record_episodes(episodes: Episodes, batch: Batch) -> Episodes:
     Where the batch tells of games (`batch.episode`), those are followed: a clipped reward or a lost life is the learner's affair.
     """
     told: dict[str, Tensor] = batch.episode.to_dict()
-    reward, opens = told.pop("reward", batch.reward), told.pop("opens", batch.inputs.first)
-    over = told.pop("over", batch.terminated | batch.truncated)
+    reward, game_start = told.pop("reward", batch.reward), told.pop("game_start", batch.inputs.first)
+    game_end = told.pop("game_end", batch.terminated | batch.truncated)
 
     counts = batch.valid.float()
-    go_on = (~opens).float()
+    go_on = (~game_start).float()
     decay = torch.where(batch.valid, episodes.gamma.expand_as(reward), torch.ones_like(reward))
-    discounts = linear_recurrence(go_on * decay, opens * decay, episodes.discount)  # after each step
-    discount = torch.where(opens, 1.0, torch.cat([episodes.discount[None], discounts[:-1]]))
+    discounts = linear_recurrence(go_on * decay, game_start * decay, episodes.discount)  # after each step
+    discount = torch.where(game_start, 1.0, torch.cat([episodes.discount[None], discounts[:-1]]))
     increments = torch.stack([reward, torch.ones_like(reward), (reward != 0).float(), discount * reward], -1) * counts[..., None]
     start = torch.stack([episodes.current[name] for name in SUMS], -1)
     sums = linear_recurrence(go_on[..., None], increments, start)
 
-    over = over.flatten()
-    order = over.long().cumsum(0)
-    kept = over & (order > order[-1] - WINDOW)
+    game_end = game_end.flatten()
+    order = game_end.long().cumsum(0)
+    kept = game_end & (order > order[-1] - WINDOW)
     slot = torch.where(kept, (episodes.count + order - 1) % WINDOW, WINDOW)
 
     def insert(ring: Tensor, new: Tensor) -> Tensor:

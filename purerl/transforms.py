@@ -205,12 +205,12 @@ def vmap(f: Callable, in_dims: int | tuple[int | None, ...] = 0) -> Callable:
         if torch.compiler.is_compiling():
             return tree.unflatten(structure, results)
         if compiling.is_tracing():
-            return tree.unflatten(structure, [x if is_donated else tree.own(x) for x, is_donated in _marked(results, structure)])
+            return tree.unflatten(structure, [x if is_donated else tree.copy(x) for x, is_donated in _marked(results, structure)])
         given = [x for x, is_donated in _marked(leaves, args_structure) if is_donated]
         if given and any(tree.donated(structure)):
             donation.hand_on(given)
         keep = donation.renamed if given else torch.Tensor.contiguous  # new memory may be one lane's, shown many times
-        return tree.unflatten(structure, [keep(x) if is_donated else tree.own(x) for x, is_donated in _marked(results, structure)])
+        return tree.unflatten(structure, [keep(x) if is_donated else tree.copy(x) for x, is_donated in _marked(results, structure)])
 
     mapped.leafwise = leafwise  # type: ignore[attr-defined]
     return mapped
@@ -279,11 +279,11 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unrol
         for t in range(per_turn):
             carry, y = body(carry, unpack_x(tree.index(packed_xs, t)))
             ys.append(y)
-        return tree.pack(carry)[0], tree.own(tree.stack(ys))
+        return tree.pack(carry)[0], tree.copy(tree.stack(ys))
 
     turns = tree.map(lambda x: x.unflatten(0, (-1, per_turn)), packed_xs)
     packed_carry, ys = _loop(turn, packed_carry, turns)
-    return tree.own(unpack_carry(packed_carry)), tree.map(lambda y: y.flatten(0, 1), ys)
+    return tree.copy(unpack_carry(packed_carry)), tree.map(lambda y: y.flatten(0, 1), ys)
 
 
 def _loop(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:

@@ -119,7 +119,7 @@ def replace(tree: Any, **fields: Any) -> Any:
     return type(tree)._from_tensordict(TensorDict({**dict(inner.items()), **fields}, batch_size=inner.batch_size))
 
 
-def own(tree: Any) -> Any:
+def copy(tree: Any) -> Any:
     """A copy whose leaves are contiguous and share no memory; what is donated is not copied.
 
     Results that share memory, or show one number many times (what `torch.vmap` makes of an output that does not depend on the

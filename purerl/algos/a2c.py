@@ -95,6 +95,6 @@ def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | ne
         flat, unravel = tree.ravel(state.params)
         gradient, info = common.gradient(loss, unravel, flat, samples, hyper)
         flat, opt = common.gradient_step(optimizer(hyper, lr), flat, state.opt, gradient)
-        return tree.replace(state, params=tree.own(unravel(flat)), opt=opt), info.set("lr", lr)
+        return tree.replace(state, params=tree.copy(unravel(flat)), opt=opt), info.set("lr", lr)
 
     return op.algorithm(model, spec, config, optimizer, update)

@@ -163,6 +163,6 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | ne
         start = (flat, state.opt, torch.zeros((), dtype=torch.bool, device=keys.device))
         (flat, opt, _), info = scan(minibatch, start, (rows, epoch_ends))
         info = TensorDict({name: x.mean(0) for name, x in info.items()})
-        return tree.replace(state, params=tree.own(unravel(flat)), opt=opt, key=keys[0]), info.set("lr", lr)
+        return tree.replace(state, params=tree.copy(unravel(flat)), opt=opt, key=keys[0]), info.set("lr", lr)
 
     return op.algorithm(model, spec, config, optimizer, update)

@@ -44,14 +44,14 @@ def on_tensors(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tup
         results, results_structure = leafwise([next(rest) if isinstance(x, Tensor) else x for x in leaves], structure)
         structures.append(results_structure)
         if not _in_place(given, results_structure):
-            return tree.own(tuple(results))
+            return tree.copy(tuple(results))
         is_memory = tree.donated(results_structure)
         memory = [x for x, is_donated in zip(results, is_memory, strict=True) if is_donated]
         _check_memory([tensors[i] for i in given], memory)
         for i, x in zip(given, memory, strict=True):
             if x is not tensors[i]:
                 tensors[i].copy_(x)
-        return tree.own(tuple([x for x, is_donated in zip(results, is_memory, strict=True) if not is_donated]))
+        return tree.copy(tuple([x for x, is_donated in zip(results, is_memory, strict=True) if not is_donated]))
 
     return program, structures
 
@@ -109,7 +109,7 @@ def build(leafwise: Callable, leaves: Sequence[Any], structure: Any, threads: in
 
 def build_plainly(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> Built:
     """`build` with plain `torch.compile`."""
-    copies = [tree.own(x) if is_donated else x for x, is_donated in zip(leaves, tree.donated(structure), strict=True)]
+    copies = [tree.copy(x) if is_donated else x for x, is_donated in zip(leaves, tree.donated(structure), strict=True)]
     _, results = leafwise(copies, structure)
     run = fallback.build(on_tensors(leafwise, leaves, structure)[0])
     return Built(run, results, _in_place(_donated(leaves, structure), results))

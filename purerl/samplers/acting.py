@@ -8,26 +8,28 @@ import torch
 from torch import Tensor
 
 from purerl.base import Algorithm, Policy
-from purerl.samplers.fragments import Rows, act_packed
+from purerl.samplers.fragments import RolloutBuffer, act_packed
 from purerl.transforms import specialize, specialize_into, vmap
 
 READ, WRITTEN = ("obs", "action", "reward", "first", "carry", "noise"), ("sent", "action", "carry", "extras")
 LATE = ("action", "carry")  # of what is written: a step's stands in the row after it
 
 
-def make_act(policy: Algorithm | Policy, rows: Rows, columns: range) -> tuple[Callable[[int], None], list[Callable[[int], None]]]:
-    """Compile `act(t)` for these columns of every seed, with the parameters in the rows.
+def make_act(
+    policy: Algorithm | Policy, buffer: RolloutBuffer, columns: range
+) -> tuple[Callable[[int], None], list[Callable[[int], None]]]:
+    """Compile `act(t)` for these columns of every seed, with the parameters in the buffer.
 
     An environment's numbers do not depend on which columns act together: the tiles are the same ones.
 
     Returns:
         `act(t)`, and its parts, one a tile, which may run at the same time.
     """
-    plan, params = rows.plan, rows.torch["params"]
-    read = {i: _moments(rows, READ, range(i * plan.tile, (i + 1) * plan.tile)) for i in plan.tiles(columns)}
-    written = {i: _moments(rows, WRITTEN, range(i * plan.tile, (i + 1) * plan.tile)) for i in plan.tiles(columns)}
+    plan, params = buffer.plan, buffer.torch["params"]
+    read = {i: _moments(buffer, READ, range(i * plan.tile, (i + 1) * plan.tile)) for i in plan.tiles(columns)}
+    written = {i: _moments(buffer, WRITTEN, range(i * plan.tile, (i + 1) * plan.tile)) for i in plan.tiles(columns)}
     first = plan.tiles(columns).start
-    program = specialize_into(vmap(act_packed(policy, plan)), written[first][0], params, *_nested(rows, READ, read[first][0]))
+    program = specialize_into(vmap(act_packed(policy, plan)), written[first][0], params, *_nested(buffer, READ, read[first][0]))
 
     def whole(args: list[list[Tensor]]) -> Callable[[int], None]:
         return lambda t: program(args[t].copy())
@@ -68,12 +70,14 @@ def side_by_side(parts: list[Callable[[int], None]], pool: ThreadPoolExecutor) -
     return act
 
 
-def make_device_act(policy: Algorithm | Policy, rows: Rows, columns: range, params: list[Tensor]) -> Callable[[int], None]:
+def make_device_act(
+    policy: Algorithm | Policy, buffer: RolloutBuffer, columns: range, params: list[Tensor]
+) -> Callable[[int], None]:
     """`act(t)` for these columns of every seed in one call on the device of the packed parameters."""
     device = params[0].device
-    read, written = (_moments(rows, names, columns) for names in (READ, WRITTEN))
+    read, written = (_moments(buffer, names, columns) for names in (READ, WRITTEN))
     there = [x.to(device) for x in read[0]]
-    program, _ = specialize(vmap(act_packed(policy, rows.plan)), params, *_nested(rows, READ, there))
+    program, _ = specialize(vmap(act_packed(policy, buffer.plan)), params, *_nested(buffer, READ, there))
 
     def act(t: int) -> None:
         results = program([*params, *(x.to(device, non_blocking=True) for x in read[t])])
@@ -83,17 +87,17 @@ def make_device_act(policy: Algorithm | Policy, rows: Rows, columns: range, para
     return act
 
 
-def _moments(rows: Rows, names: tuple[str, ...], columns: range) -> list[list[Tensor]]:
+def _moments(buffer: RolloutBuffer, names: tuple[str, ...], columns: range) -> list[list[Tensor]]:
     """For each step the leaves `[S, len(columns), ...]` of some names: those that act reads, or those it writes."""
     leaves = []
     for name in names:
         after = int(names is WRITTEN and name in LATE)
-        for x in rows.torch[name]:
-            leaves.append(x[after : after + rows.plan.n_steps, :, columns.start : columns.stop].unbind(0))
+        for x in buffer.torch[name]:
+            leaves.append(x[after : after + buffer.plan.n_steps, :, columns.start : columns.stop].unbind(0))
     return [list(moment) for moment in zip(*leaves, strict=True)]
 
 
-def _nested(rows: Rows, names: tuple[str, ...], leaves: list[Tensor]) -> list[Any]:
+def _nested(buffer: RolloutBuffer, names: tuple[str, ...], leaves: list[Tensor]) -> list[Any]:
     """The leaves of one step as one list for each name."""
     rest = iter(leaves)
-    return [[next(rest) for _ in rows.torch[name]] for name in names]
+    return [[next(rest) for _ in buffer.torch[name]] for name in names]

@@ -19,9 +19,9 @@ from purerl.base import Algorithm, Policy
 from purerl.envs.generators import undisturbed
 from purerl.samplers.acting import make_act, make_device_act, side_by_side
 from purerl.samplers.asynchronous import Asynchronous
-from purerl.samplers.crew import Crew, Limits
-from purerl.samplers.feeds import Buffer, Feed, Fragments, Setup, check_shape, closed_on_error, seed, set_up
-from purerl.samplers.fragments import Rows
+from purerl.samplers.feeds import Buffered, Feed, Fragments, Setup, check_shape, closed_on_error, seed, set_up
+from purerl.samplers.fragments import RolloutBuffer
+from purerl.samplers.pool import Limits, WorkerPool
 from purerl.samplers.schedules import Group, alternate, in_one_thread, take_turns, together
 from purerl.samplers.stepping import Options, Stepper, Vector, make_stepper
 from purerl.samplers.workers import WorkerError, context
@@ -87,22 +87,22 @@ def native(
         vec: Any = make_vec(n, cores(), batch_size=batch_size)  # type: ignore[call-arg]
         return Feed(Asynchronous(setup, vec, batch_size))
 
-    def make(host: envs.HostEnv, rows: Rows, columns: range, options: Options, mark: np.ndarray) -> Stepper:
-        return Vector(make_vec(n, cores()), rows, columns, options, mark)
+    def make(host: envs.HostEnv, buffer: RolloutBuffer, columns: range, options: Options, heartbeat: np.ndarray) -> Stepper:
+        return Vector(make_vec(n, cores()), buffer, columns, options, heartbeat)
 
     return _in_process(setup, make)
 
 
 def _in_process(setup: Setup, make: Callable[..., Stepper]) -> Feed:
-    columns, rows = range(setup.plan.n_envs), Rows(setup.plan)
-    seed(setup, rows, 0)
+    columns, buffer = range(setup.plan.n_envs), RolloutBuffer(setup.plan)
+    seed(setup, buffer, 0)
     with closed_on_error() as closing:
-        stepper = make(setup.host, rows, columns, setup.options, rows.numpy["mark"][0])
+        stepper = make(setup.host, buffer, columns, setup.options, buffer.numpy["heartbeat"][0])
         closing.callback(stepper.close)
-        (act,), params = _actors(setup, rows, [columns], closing)
+        (act,), params = _actors(setup, buffer, [columns], closing)
         group = Group(act, stepper.step, lambda: None)
         fill = partial(in_one_thread, together, group, setup.plan.n_steps)
-        return Feed(Fragments(setup, rows, fill, stepper.reset, params, closing.close, _no_workers))
+        return Feed(Fragments(setup, buffer, fill, stepper.reset, params, closing.close, _no_workers))
 
 
 def _no_workers(error: WorkerError) -> None:
@@ -110,15 +110,15 @@ def _no_workers(error: WorkerError) -> None:
 
 
 def _actors(
-    setup: Setup, rows: Rows, groups: Sequence[range], closing: ExitStack
+    setup: Setup, buffer: RolloutBuffer, groups: Sequence[range], closing: ExitStack
 ) -> tuple[list[Callable[[int], None]], list[Tensor]]:
     """For each group of environments what acts for it in this process, and the parameters that it reads."""
     if setup.keys.device.type != "cpu":
-        params = [x.to(setup.keys.device) for x in rows.torch["params"]]
-        return [make_device_act(setup.policy, rows, group, params) for group in groups], params
+        params = [x.to(setup.keys.device) for x in buffer.torch["params"]]
+        return [make_device_act(setup.policy, buffer, group, params) for group in groups], params
     acts = []
     for group in groups:
-        act, parts = make_act(setup.policy, rows, group)
+        act, parts = make_act(setup.policy, buffer, group)
         act(0)
         start = time.perf_counter()
         act(0)
@@ -127,7 +127,7 @@ def _actors(
             closing.callback(pool.shutdown)
             act = side_by_side(parts, pool)
         acts.append(act)
-    return acts, rows.torch["params"]
+    return acts, buffer.torch["params"]
 
 
 def parallel(
@@ -149,13 +149,13 @@ def parallel(
     setup, limits = _set_up_workers("parallel", env, policy, n_envs, n_steps, key, n_workers, options)
     parts = split(n_envs, limits.n_workers)
     with closed_on_error() as closing:
-        crew = Crew(setup, parts, limits, closing, acts=True)
+        pool = WorkerPool(setup, parts, limits, closing, acts=True)
 
         def fill() -> None:
-            crew.order(range(len(parts)), b"f")
-            crew.wait(range(len(parts)))
+            pool.order(range(len(parts)), b"f")
+            pool.wait(range(len(parts)))
 
-        return crew.feed(fill, crew.rows.torch["params"])
+        return pool.feed(fill, pool.buffer.torch["params"])
 
 
 def central(
@@ -168,10 +168,10 @@ def central(
     """
     setup, limits = _set_up_workers("central", env, policy, n_envs, n_steps, key, n_workers, options)
     with closed_on_error() as closing:
-        crew = Crew(setup, split(n_envs, limits.n_workers), limits, closing, acts=False)
-        (act,), params = _actors(setup, crew.rows, [range(n_envs)], closing)
-        group = crew.group(act, range(limits.n_workers))
-        return crew.feed(partial(in_one_thread, together, group, n_steps), params)
+        pool = WorkerPool(setup, split(n_envs, limits.n_workers), limits, closing, acts=False)
+        (act,), params = _actors(setup, pool.buffer, [range(n_envs)], closing)
+        group = pool.group(act, range(limits.n_workers))
+        return pool.feed(partial(in_one_thread, together, group, n_steps), params)
 
 
 def alternating(
@@ -197,11 +197,11 @@ def alternating(
     halves = (range(half), range(half, n_envs))
     parts = [range(h.start + p.start, h.start + p.stop) for h in halves for p in split(len(h), per_half)]
     with closed_on_error() as closing:
-        crew = Crew(setup, parts, limits, closing, acts=False)
-        acts, params = _actors(setup, crew.rows, halves, closing)
-        a, b = (crew.group(act, range(i * per_half, (i + 1) * per_half)) for i, act in enumerate(acts))
+        pool = WorkerPool(setup, parts, limits, closing, acts=False)
+        acts, params = _actors(setup, pool.buffer, halves, closing)
+        a, b = (pool.group(act, range(i * per_half, (i + 1) * per_half)) for i, act in enumerate(acts))
         schedule = alternate if overlap else take_turns
-        return crew.feed(partial(in_one_thread, schedule, a, b, n_steps), params)
+        return pool.feed(partial(in_one_thread, schedule, a, b, n_steps), params)
 
 
 def buffered(
@@ -225,7 +225,7 @@ def buffered(
     if not isinstance(source, Fragments):
         source.close()
         raise ValueError("of: an asynchronous feed, or a buffered one, is buffered already")
-    return Feed(Buffer(source))
+    return Feed(Buffered(source))
 
 
 KINDS: dict[str, Callable[..., Feed]] = {

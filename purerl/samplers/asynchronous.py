@@ -11,7 +11,7 @@ from purerl.base import Batch
 from purerl.envs import GAME_OVER, RAW_REWARD
 from purerl.samplers.acting import LATE, READ, WRITTEN
 from purerl.samplers.feeds import Published, Setup, make_draw, seed
-from purerl.samplers.fragments import LASTING, Rows, act_packed
+from purerl.samplers.fragments import LASTING, RolloutBuffer, act_packed
 from purerl.samplers.stepping import check_numbers, info_of, info_value
 from purerl.transforms import specialize_into, vmap
 
@@ -46,18 +46,20 @@ class Asynchronous:
 
     def __init__(self, setup: Setup, vec: SendReceive, batch_size: int) -> None:
         self._setup, self._vec, self.close = setup, vec, vec.close
-        self._fragments: dict[int, Rows] = {}  # by number: the one to complete, and those that some environments have begun
-        self._spare: list[Rows] = []
+        self._fragments: dict[
+            int, RolloutBuffer
+        ] = {}  # by number: the one to complete, and those that some environments have begun
+        self._spare: list[RolloutBuffer] = []
         self._fragment = 0
         self._taken = np.full(vec.num_envs, -1)  # steps of each environment; -1 before its first observation
         self._resets = np.zeros(vec.num_envs, bool)
         self._ready: list[int] = []  # the environments that wait for actions
         self._draw = make_draw(setup)
-        rows = self._spare_rows()
-        self._params = rows.torch["params"]
+        buffer = self._spare_buffer()
+        self._params = buffer.torch["params"]
         self._published = Published(setup, self._params)
-        self._read = {name: [_stage(x, batch_size) for x in rows.torch[name]] for name in READ}
-        self._written = {name: [_stage(x, batch_size) for x in rows.torch[name]] for name in WRITTEN}
+        self._read = {name: [_stage(x, batch_size) for x in buffer.torch[name]] for name in READ}
+        self._written = {name: [_stage(x, batch_size) for x in buffer.torch[name]] for name in WRITTEN}
         written, read = list(self._written.values()), list(self._read.values())
         program = specialize_into(vmap(act_packed(setup.policy, setup.plan)), written, self._params, *read)
         args = tree.leaves((written, self._params, read))
@@ -71,43 +73,43 @@ class Asynchronous:
             self._open()
         while self._taken.min() < (self._fragment + 1) * self._setup.plan.n_steps:
             self._step()
-        rows = self._fragments.pop(self._fragment)
-        check_numbers(rows, self._setup.host.spec.observation_space)
+        buffer = self._fragments.pop(self._fragment)
+        check_numbers(buffer, self._setup.host.spec.observation_space)
         self._fragment += 1
-        batch = rows.batch(self._setup.single, self._setup.keys.device)
-        self._spare.append(rows)
+        batch = buffer.batch(self._setup.single, self._setup.keys.device)
+        self._spare.append(buffer)
         return batch
 
     def _open(self) -> None:
-        begun = self._spare_rows()
+        begun = self._spare_buffer()
         begun.start(self._setup.policy.carry(self._setup.plan.n_envs))
         self._spare.append(begun)  # the first fragment begins where this one ends
-        rows = self._rows(0)
-        seed(self._setup, rows, 0)
-        obs, info = self._vec.reset(seed=rows.numpy["seeds"][0][0, 0, : self._vec.num_envs].tolist())
+        buffer = self._buffer(0)
+        seed(self._setup, buffer, 0)
+        obs, info = self._vec.reset(seed=buffer.numpy["seeds"][0][0, 0, : self._vec.num_envs].tolist())
         self._ready = info["env_id"].tolist()
         for i, x in zip(self._ready, obs, strict=True):
             self._begin(i, x)
 
     def _begin(self, i: int, obs: np.ndarray) -> None:
         """An environment shows its first observation."""
-        rows = self._rows(0).numpy
-        rows["obs"][0][0, 0, i], rows["first"][0][0, 0, i], rows["opens"][0][0, 0, i] = obs, True, True
+        buffer = self._buffer(0).numpy
+        buffer["obs"][0][0, 0, i], buffer["first"][0][0, 0, i], buffer["game_start"][0][0, 0, i] = obs, True, True
         self._taken[i] = 0
 
     def _step(self) -> None:
         """Act for the environments that are ready, and receive the next ones."""
         moments = [(i, *divmod(int(self._taken[i]), self._setup.plan.n_steps)) for i in self._ready]
-        at = [(self._rows(fragment), t, i) for i, fragment, t in moments]
+        at = [(self._buffer(fragment), t, i) for i, fragment, t in moments]
         for name in READ:
             for k, stage in enumerate(self._read[name]):
-                for j, (rows, t, i) in enumerate(at):
-                    stage[:, j] = rows.torch[name][k][t, :, i]
+                for j, (buffer, t, i) in enumerate(at):
+                    stage[:, j] = buffer.torch[name][k][t, :, i]
         self._act()
         for name in WRITTEN:
             for k, stage in enumerate(self._written[name]):
-                for j, (rows, t, i) in enumerate(at):
-                    rows.torch[name][k][t + (name in LATE), :, i] = stage[:, j]
+                for j, (buffer, t, i) in enumerate(at):
+                    buffer.torch[name][k][t + (name in LATE), :, i] = stage[:, j]
         self._vec.send(self._written["sent"][0][0].numpy())
         obs, reward, terminated, truncated, info = self._vec.receive()
         self._ready = info["env_id"].tolist()
@@ -121,40 +123,40 @@ class Asynchronous:
         """What the step of environment `i` led to, the result's row `j`."""
         n_steps = self._setup.plan.n_steps
         fragment, t = divmod(int(self._taken[i]), n_steps)
-        rows = self._rows(fragment).numpy
+        buffer = self._buffer(fragment).numpy
         at, after = (t, 0, i), (t + 1, 0, i)
         ended = bool(terminated[j] or truncated[j])
         over = bool(info[GAME_OVER][j]) if GAME_OVER in info else ended
-        rows["obs"][0][after], rows["reward"][0][after] = obs[j], reward[j]
+        buffer["obs"][0][after], buffer["reward"][0][after] = obs[j], reward[j]
         if RAW_REWARD in info:
-            rows["raw_reward"][0][at] = info[RAW_REWARD][j]
-        rows["terminated"][0][at], rows["truncated"][0][at], rows["over"][0][at] = terminated[j], truncated[j], over
-        rows["valid"][0][at], rows["opens"][0][after] = not self._resets[i], self._resets[i]
-        rows["first"][0][after] = self._resets[i] or (ended and not over)
+            buffer["raw_reward"][0][at] = info[RAW_REWARD][j]
+        buffer["terminated"][0][at], buffer["truncated"][0][at], buffer["game_end"][0][at] = terminated[j], truncated[j], over
+        buffer["valid"][0][at], buffer["game_start"][0][after] = not self._resets[i], self._resets[i]
+        buffer["first"][0][after] = self._resets[i] or (ended and not over)
         if over:
-            for key, out in zip(self._setup.plan.infos, rows["infos"], strict=True):
+            for key, out in zip(self._setup.plan.infos, buffer["infos"], strict=True):
                 out[at] = info_value(info_of(info, j), key, f"environment {i}")
         self._resets[i] = over
         self._taken[i] += 1
         if t + 1 == n_steps:
-            following = self._rows(fragment + 1).numpy
+            following = self._buffer(fragment + 1).numpy
             for name in LASTING:
-                for x, y in zip(following[name], rows[name], strict=True):
+                for x, y in zip(following[name], buffer[name], strict=True):
                     x[0, 0, i] = y[n_steps, 0, i]
 
-    def _rows(self, fragment: int) -> Rows:
+    def _buffer(self, fragment: int) -> RolloutBuffer:
         """The memory of a fragment, begun when first asked for."""
         if fragment not in self._fragments:
-            rows = self._spare_rows()
-            rows.begin()
-            self._draw(rows, fragment + 1)
-            self._fragments[fragment] = rows
+            buffer = self._spare_buffer()
+            buffer.begin()
+            self._draw(buffer, fragment + 1)
+            self._fragments[fragment] = buffer
         return self._fragments[fragment]
 
-    def _spare_rows(self) -> Rows:
-        return self._spare.pop() if self._spare else Rows(self._setup.plan)
+    def _spare_buffer(self) -> RolloutBuffer:
+        return self._spare.pop() if self._spare else RolloutBuffer(self._setup.plan)
 
 
-def _stage(rows: Tensor, n: int) -> Tensor:
+def _stage(buffer: Tensor, n: int) -> Tensor:
     """Room for `n` environments' values of one step, `[1, n, ...]`."""
-    return torch.zeros((1, n, *rows.shape[3:]), dtype=rows.dtype)
+    return torch.zeros((1, n, *buffer.shape[3:]), dtype=buffer.dtype)

@@ -14,7 +14,7 @@ from purerl import envs, random, tree
 from purerl.base import Algorithm, Batch, Policy
 from purerl.episodes import check_infos
 from purerl.rollout import draw_ahead
-from purerl.samplers.fragments import Plan, Rows, param_places, plan
+from purerl.samplers.fragments import Plan, RolloutBuffer, param_places, plan
 from purerl.samplers.stepping import Options, check_numbers
 from purerl.samplers.workers import WorkerError
 from purerl.spaces import check_spaces
@@ -187,8 +187,8 @@ class Published:
                 place.copy_(x[None] if self._setup.single else x)
 
 
-def make_draw(setup: Setup) -> Callable[[Rows, int], None]:
-    """`draw(rows, fragment)`: the policy's noise of a whole fragment, which depends on the key and the fragment's number alone."""
+def make_draw(setup: Setup) -> Callable[[RolloutBuffer, int], None]:
+    """`draw(buffer, fragment)`: a whole fragment's noise, which depends on the key and the fragment's number alone."""
     n_steps, n_envs, noise_of = setup.plan.n_steps, setup.plan.n_envs, setup.policy.draw
 
     def draw(keys: Tensor, fragment: Tensor) -> Any:
@@ -196,22 +196,22 @@ def make_draw(setup: Setup) -> Callable[[Rows, int], None]:
 
     program, _ = specialize(draw, setup.keys, torch.zeros((), dtype=torch.int64))
 
-    def fill(rows: Rows, fragment: int) -> None:
+    def fill(buffer: RolloutBuffer, fragment: int) -> None:
         noise = program([setup.keys, torch.tensor(fragment)])
-        for place, x in zip(rows.torch["noise"], noise, strict=True):
+        for place, x in zip(buffer.torch["noise"], noise, strict=True):
             place[:, :, :n_envs] = x.transpose(0, 1)
 
     return fill
 
 
-def seed(setup: Setup, rows: Rows, attempt: int) -> None:
+def seed(setup: Setup, buffer: RolloutBuffer, attempt: int) -> None:
     """A seed of its own for every environment, whatever the number of the others; others after something was lost."""
 
     def one(key: Tensor) -> Tensor:
         key = random.fold_in(key, 0)
         return random.randint(random.fold_in(key, attempt) if attempt else key, (setup.plan.n_envs,), 0, 1 << 31)
 
-    rows.torch["seeds"][0][0, :, : setup.plan.n_envs] = torch.vmap(one)(setup.keys).cpu()
+    buffer.torch["seeds"][0][0, :, : setup.plan.n_envs] = torch.vmap(one)(setup.keys).cpu()
 
 
 @contextlib.contextmanager
@@ -229,8 +229,8 @@ class Fragments:
     """Fragments collected one after the other, each while its caller waits.
 
     Args:
-        fill: collects into the rows.
-        reset: opens all environments' episodes, with the seeds in the rows.
+        fill: collects into the buffer.
+        reset: opens all environments' episodes, with the seeds in the buffer.
         params: the packed parameters that acting reads.
         close: closes everything.
         revive: brings dead workers back, or raises.
@@ -240,7 +240,7 @@ class Fragments:
     def __init__(
         self,
         setup: Setup,
-        rows: Rows,
+        buffer: RolloutBuffer,
         fill: Callable[[], None],
         reset: Callable[[], None],
         params: list[Tensor],
@@ -250,7 +250,7 @@ class Fragments:
     ) -> None:
         self.lost = 0
         self.close, self.interrupt, self.published = close, interrupt, Published(setup, params)
-        self._setup, self._rows, self._fill, self._reset, self._revive = setup, rows, fill, reset, revive
+        self._setup, self._buffer, self._fill, self._reset, self._revive = setup, buffer, fill, reset, revive
         self._draw = make_draw(setup)
         self._opened = False
         self._fragment = 0
@@ -261,21 +261,21 @@ class Fragments:
     def collect(self) -> Batch:
         while not self._attempt():
             self.lost += 1
-        return self._rows.batch(self._setup.single, self._setup.keys.device)
+        return self._buffer.batch(self._setup.single, self._setup.keys.device)
 
     def _attempt(self) -> bool:
         """Collect a fragment; False if it was lost with a worker."""
         try:
             if not self._opened:
-                seed(self._setup, self._rows, self.lost)
+                seed(self._setup, self._buffer, self.lost)
                 self._reset()
-                self._rows.start(self._setup.policy.carry(self._setup.plan.n_envs))
+                self._buffer.start(self._setup.policy.carry(self._setup.plan.n_envs))
                 self._opened = True
             self._fragment += 1
-            self._rows.begin()
-            self._draw(self._rows, self._fragment)
+            self._buffer.begin()
+            self._draw(self._buffer, self._fragment)
             self._fill()
-            check_numbers(self._rows, self._setup.host.spec.observation_space)
+            check_numbers(self._buffer, self._setup.host.spec.observation_space)
         except WorkerError as error:
             self._revive(error)
             self._opened = False
@@ -283,7 +283,7 @@ class Fragments:
         return True
 
 
-class Buffer:
+class Buffered:
     """The next fragment is collected, in a thread, while the caller learns from the last one."""
 
     def __init__(self, inner: Fragments) -> None:

@@ -17,7 +17,7 @@ from purerl.spaces import blank_inputs, env_actions
 from purerl.transforms import trace, vmap
 
 # What is kept from before each step and after the last one, [T + 1, S, B, ...]: where a fragment ends, the next one begins.
-LASTING = ("obs", "action", "reward", "first", "opens", "carry")
+LASTING = ("obs", "action", "reward", "first", "game_start", "carry")
 
 
 class Plan(NamedTuple):
@@ -77,16 +77,16 @@ def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_
         "action": steps(action, n_steps + 1, 2),
         "reward": steps(number, n_steps + 1, 1),
         "first": steps(flag, n_steps + 1, 1),
-        "opens": steps(flag, n_steps + 1, 1),
+        "game_start": steps(flag, n_steps + 1, 1),
         "carry": steps(policy.carry(tile), n_steps + 1, 1),
         "noise": steps(noise, n_steps, 1),
         "sent": steps(sent, n_steps, 1),
         "extras": steps(extras, n_steps, 2),
-        **{name: steps(flag, n_steps, 1) for name in ("terminated", "truncated", "valid", "over")},
+        **{name: steps(flag, n_steps, 1) for name in ("terminated", "truncated", "valid", "game_end")},
         "raw_reward": steps(number, n_steps, 1),
         "infos": steps([number] * len(infos), n_steps, 1),
         "seeds": steps(number.long(), 1, 1),
-        "mark": [((n_workers,), torch.int64)],
+        "heartbeat": [((n_workers,), torch.int64)],
     }
     used = traced.used[: len(acting)]
     packed, _ = tree.pack([x for x, is_used in zip(acting, used, strict=True) if is_used], axes=1)
@@ -124,7 +124,7 @@ def act_packed(policy: Algorithm | Policy, plan: Plan) -> Callable[..., tuple]:
     return act
 
 
-class Rows:
+class RolloutBuffer:
     """A fragment's memory as numpy arrays (`numpy[name]`) and, the same memory, as tensors (`torch[name]`), lists of leaves
     `[T, S, B', ...]`, where `B'` is the number of environments rounded up to whole tiles.
 
@@ -153,9 +153,9 @@ class Rows:
         for name in LASTING:
             for x in self.numpy[name]:
                 x[0] = x[-1]
-        for name, value in (("terminated", 0), ("truncated", 0), ("valid", 1), ("over", 0)):
+        for name, value in (("terminated", 0), ("truncated", 0), ("valid", 1), ("game_end", 0)):
             self.numpy[name][0][:] = value
-        for name in ("first", "opens"):
+        for name in ("first", "game_start"):
             self.numpy[name][0][1:] = False
         self.numpy["raw_reward"][0][:] = np.nan
         for x in self.numpy["infos"]:
@@ -172,7 +172,7 @@ class Rows:
                 x[-1] = 0
         for place, x in zip(self.torch["carry"], tree.leaves(carry), strict=True):
             place[-1, :, : self.plan.n_envs] = x
-        for name in ("first", "opens"):
+        for name in ("first", "game_start"):
             self.numpy[name][0][-1] = True
 
     def batch(self, single: bool, device: torch.device) -> Batch:
@@ -180,14 +180,14 @@ class Rows:
         n_envs, n_steps = self.plan.n_envs, self.plan.n_steps
         before, after, last = slice(0, n_steps), slice(1, None), slice(n_steps, None)
 
-        def take(name: str, rows: slice = slice(None)) -> list[Tensor]:
-            parts = [x[rows, :, :n_envs].transpose(0, 1) for x in self.torch[name]]  # [S, T, B, ...]
+        def take(name: str, steps: slice = slice(None)) -> list[Tensor]:
+            parts = [x[steps, :, :n_envs].transpose(0, 1) for x in self.torch[name]]  # [S, T, B, ...]
             return [(x[0] if single else x).clone(memory_format=torch.contiguous_format) for x in parts]
 
-        def inputs(rows: slice) -> list[Any]:
-            (first,) = take("first", rows)
-            prev_action = [autoreset.previous(first, x) for x in take("action", rows)]
-            return [*take("obs", rows), *prev_action, *take("reward", rows), first]
+        def inputs(steps: slice) -> list[Any]:
+            (first,) = take("first", steps)
+            prev_action = [autoreset.previous(first, x) for x in take("action", steps)]
+            return [*take("obs", steps), *prev_action, *take("reward", steps), first]
 
         def moment(leaves: list[Tensor]) -> list[Tensor]:
             return [x.squeeze(0 if single else 1) for x in leaves]
@@ -202,8 +202,8 @@ class Rows:
                 moment(take("carry", slice(0, 1))),
                 moment(inputs(last)),
                 torch.where(raw.isnan(), reward, raw),
-                take("opens", before),
-                *(take(name) for name in ("over", "infos")),
+                take("game_start", before),
+                *(take(name) for name in ("game_end", "infos")),
             ]
         )
         if device.type != "cpu":
@@ -232,7 +232,7 @@ class Rows:
             extras=nested("extras"),
             carry=nested("carry"),
             last=inputs(),
-            episode=TensorDict({name: next(rest) for name in ("reward", "opens", "over", *self.plan.infos)}),
+            episode=TensorDict({name: next(rest) for name in ("reward", "game_start", "game_end", *self.plan.infos)}),
         )
         found, structure = tree.flatten(batch)
         assert [x.data_ptr() for x in found] == [x.data_ptr() for x in leaves]

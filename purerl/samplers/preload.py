@@ -3,7 +3,7 @@
 import torch
 from torch._inductor import config
 
-from purerl.samplers import crew  # noqa: F401
+from purerl.samplers import pool  # noqa: F401
 from purerl.transforms import specialize
 
 config.compile_threads = 1  # a pool of compiler threads would not survive the fork

@@ -16,7 +16,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from purerl import spaces
 from purerl.envs import GAME_OVER, RAISED, RAW_REWARD, HostEnv, route_mujoco_warnings
 from purerl.envs.generators import Streams
-from purerl.samplers.fragments import Rows
+from purerl.samplers.fragments import RolloutBuffer
 
 FLAGS = (bool, np.bool_)
 LARGEST = float(np.finfo(np.float32).max)
@@ -28,7 +28,7 @@ class EnvError(RuntimeError):
 
 
 class Stepper(Protocol):
-    """Environments that read their actions from a fragment's rows and write what happens into them."""
+    """Environments that read their actions from a rollout buffer and write what happens into it."""
 
     def reset(self) -> None:
         """Open every environment's first episode, with its seed; what it shows becomes what the last fragment left."""
@@ -52,12 +52,12 @@ class Options(NamedTuple):
     decorrelate: int = 0
 
 
-def make_stepper(host: HostEnv, rows: Rows, columns: range, options: Options, mark: np.ndarray) -> Stepper:
+def make_stepper(host: HostEnv, buffer: RolloutBuffer, columns: range, options: Options, heartbeat: np.ndarray) -> Stepper:
     """Step these environments of every seed in this process."""
     if host.make is not None:
-        return Envs(host.make, rows, columns, options, mark)
+        return Envs(host.make, buffer, columns, options, heartbeat)
     assert host.make_vec is not None
-    return Vector(host.make_vec(rows.plan.n_seeds * len(columns), 1), rows, columns, options, mark)
+    return Vector(host.make_vec(buffer.plan.n_seeds * len(columns), 1), buffer, columns, options, heartbeat)
 
 
 def random_steps(seed: int, options: Options) -> int:
@@ -65,35 +65,37 @@ def random_steps(seed: int, options: Options) -> int:
     return int(np.random.default_rng(seed).integers(options.decorrelate + 1))
 
 
-def place(rows: Rows, columns: range, j: int) -> tuple[int, int]:
+def place(buffer: RolloutBuffer, columns: range, j: int) -> tuple[int, int]:
     """The seed and the column of the stepper's environment `j`."""
     return j // len(columns), columns[j % len(columns)]
 
 
-def seeds_of(rows: Rows, columns: range) -> list[int]:
-    """The seeds in the rows of the stepper's environments."""
-    return [int(x) for x in rows.numpy["seeds"][0][0, :, columns.start : columns.stop].flatten()]
+def seeds_of(buffer: RolloutBuffer, columns: range) -> list[int]:
+    """The seeds in the buffer of the stepper's environments."""
+    return [int(x) for x in buffer.numpy["seeds"][0][0, :, columns.start : columns.stop].flatten()]
 
 
-def name(rows: Rows, columns: range, j: int) -> str:
+def name(buffer: RolloutBuffer, columns: range, j: int) -> str:
     """What a user calls that environment."""
-    seed, column = place(rows, columns, j)
-    return f"environment {column}" + (f" of seed {seed}" if rows.plan.n_seeds > 1 else "")
+    seed, column = place(buffer, columns, j)
+    return f"environment {column}" + (f" of seed {seed}" if buffer.plan.n_seeds > 1 else "")
 
 
 class Envs:
     """One `gym.Env` after the other.
 
     Args:
-        mark: `[1]` int64, where it notes the number of the environment call under way.
+        heartbeat: `[1]` int64, where it notes the number of the environment call under way.
     """
 
-    def __init__(self, make: Callable[[], gym.Env], rows: Rows, columns: range, options: Options, mark: np.ndarray) -> None:
-        self._rows, self._columns, self._options = rows, columns, options
-        self._mark = memoryview(mark)  # type: ignore[arg-type]
-        self._places = [place(rows, columns, j) for j in range(rows.plan.n_seeds * len(columns))]
+    def __init__(
+        self, make: Callable[[], gym.Env], buffer: RolloutBuffer, columns: range, options: Options, heartbeat: np.ndarray
+    ) -> None:
+        self._buffer, self._columns, self._options = buffer, columns, options
+        self._heartbeat = memoryview(heartbeat)  # type: ignore[arg-type]
+        self._places = [place(buffer, columns, j) for j in range(buffer.plan.n_seeds * len(columns))]
         self._envs: list[gym.Env] = []
-        self._streams = Streams(seeds_of(rows, columns))
+        self._streams = Streams(seeds_of(buffer, columns))
         self._calls = 0
         try:
             for j in range(len(self._places)):
@@ -105,7 +107,7 @@ class Envs:
         space = self._envs[0].observation_space
         self._obs = [
             (path, part.shape or (), part.dtype, out)
-            for (path, part), out in zip(spaces.parts(space), rows.numpy["obs"], strict=True)
+            for (path, part), out in zip(spaces.parts(space), buffer.numpy["obs"], strict=True)
         ]
         self._nested = bool(self._obs[0][0])
         action_space = self._envs[0].action_space
@@ -113,7 +115,7 @@ class Envs:
         self._resets = [False] * len(self._envs)
 
     def reset(self) -> None:
-        seeds = seeds_of(self._rows, self._columns)
+        seeds = seeds_of(self._buffer, self._columns)
         self._streams.reseed(seeds)
         for j, (seed, env) in enumerate(zip(seeds, self._envs, strict=True)):
             obs, over = self._reset(j, seed=seed), False
@@ -126,7 +128,7 @@ class Envs:
                     continue
                 obs, _, *ends, _ = self._five(j, self._call(j, "step", partial(env.step, action)))
                 over = any(self._flag(j, *end) for end in zip(("terminated", "truncated"), ends, strict=True))
-            self._see(self._rows.plan.n_steps, j, obs)
+            self._see(self._buffer.plan.n_steps, j, obs)
             self._resets[j] = over
 
     def _reset(self, j: int, seed: int | None = None) -> Any:
@@ -141,11 +143,11 @@ class Envs:
     def _actions(self, t: int) -> Any:
         """What each environment is sent; a copy, which it may keep."""
         start, stop = self._columns.start, self._columns.stop
-        leaves = [x[t, :, start:stop].copy().reshape(len(self._envs), *x.shape[3:]) for x in self._rows.numpy["sent"]]
+        leaves = [x[t, :, start:stop].copy().reshape(len(self._envs), *x.shape[3:]) for x in self._buffer.numpy["sent"]]
         return leaves[0] if self._compose is None else [self._compose(list(one)) for one in zip(*leaves, strict=True)]
 
     def step(self, t: int) -> None:
-        resets, mark, see, call = self._resets, self._mark, self._see, self._calls
+        resets, heartbeat, see, call = self._resets, self._heartbeat, self._see, self._calls
         streams = None if self._streams.free else self._streams
         rewards: list[float] = []
         for j, (env, action) in enumerate(zip(self._envs, self._actions(t), strict=True)):
@@ -153,7 +155,7 @@ class Envs:
                 rewards.append(0.0)
                 self._open(t, j)
                 continue
-            mark[0] = call + j
+            heartbeat[0] = call + j
             try:
                 result = env.step(action) if streams is None else streams.call(j, env.step, action)
             except RAISED as error:
@@ -173,7 +175,7 @@ class Envs:
                 if terminated or truncated:
                     self._end(t, j, terminated, truncated, info)
         self._calls += len(self._envs)
-        self._rows.numpy["reward"][0][t + 1, :, self._columns.start : self._columns.stop].flat[:] = rewards
+        self._buffer.numpy["reward"][0][t + 1, :, self._columns.start : self._columns.stop].flat[:] = rewards
         if streams is not None:
             streams.stepped()
 
@@ -190,7 +192,7 @@ class Envs:
         except TypeError as error:
             raise EnvError(f"{self._name(j)}: step returned the reward {reward!r}, which is not a number{error}") from None
         if not -LARGEST <= x <= LARGEST:
-            raise not_finite(self._rows, self._name(j), "reward", x, t + 1)
+            raise not_finite(self._buffer, self._name(j), "reward", x, t + 1)
         return x
 
     def _flag(self, j: int, what: str, x: Any) -> bool:
@@ -200,22 +202,22 @@ class Envs:
 
     def _open(self, t: int, j: int) -> None:
         """The step after an episode's end: reset, or wait."""
-        rows, (s, b) = self._rows.numpy, self._places[j]
-        rows["valid"][0][t, s, b] = False
+        buffer, (s, b) = self._buffer.numpy, self._places[j]
+        buffer["valid"][0][t, s, b] = False
         if self._options.wait_reset and t > 0:
-            for out in rows["obs"]:
+            for out in buffer["obs"]:
                 out[t + 1, s, b] = out[t, s, b]
             return
         self._see(t + 1, j, self._reset(j))
-        rows["first"][0][t + 1, s, b] = rows["opens"][0][t + 1, s, b] = True
+        buffer["first"][0][t + 1, s, b] = buffer["game_start"][0][t + 1, s, b] = True
         self._resets[j] = False
 
     def _end(self, t: int, j: int, terminated: bool | np.bool_, truncated: bool | np.bool_, info: Any) -> None:
         """An episode's end."""
-        rows, at = self._rows.numpy, (t, *self._places[j])
-        rows["terminated"][0][at], rows["truncated"][0][at] = terminated, truncated
-        rows["over"][0][at] = self._resets[j] = True
-        for key, out in zip(self._rows.plan.infos, rows["infos"], strict=True):
+        buffer, at = self._buffer.numpy, (t, *self._places[j])
+        buffer["terminated"][0][at], buffer["truncated"][0][at] = terminated, truncated
+        buffer["game_end"][0][at] = self._resets[j] = True
+        for key, out in zip(self._buffer.plan.infos, buffer["infos"], strict=True):
             out[at] = info_value(info, key, self._name(j))
 
     def _see(self, t: int, j: int, obs: Any) -> None:
@@ -240,7 +242,7 @@ class Envs:
             raise EnvError(f"{self._name(j)}: {field} is {x}, which {dtype} cannot hold")
 
     def _call(self, j: int, what: str, f: Callable[[], Any]) -> Any:
-        self._mark[0] = self._calls + j
+        self._heartbeat[0] = self._calls + j
         self._calls += len(self._places)
         try:
             return self._streams.call(j, f)
@@ -252,7 +254,7 @@ class Envs:
         return EnvError(f"{self._name(j)}: {what} raised {type(error).__name__}: {error}{old}")
 
     def _name(self, j: int) -> str:
-        return name(self._rows, self._columns, int(j))
+        return name(self._buffer, self._columns, int(j))
 
     def close(self) -> None:
         for j, env in enumerate(self._envs):
@@ -266,28 +268,28 @@ class Vector:
     """A `VectorEnv` with NEXT_STEP autoreset.
 
     Args:
-        mark: `[1]` int64, where it notes the number of the call under way, as a negative number.
+        heartbeat: `[1]` int64, where it notes the number of the call under way, as a negative number.
     """
 
-    def __init__(self, vec: VectorEnv, rows: Rows, columns: range, options: Options, mark: np.ndarray) -> None:
-        self._vec, self._rows, self._columns, self._options, self._mark = vec, rows, columns, options, mark
+    def __init__(self, vec: VectorEnv, buffer: RolloutBuffer, columns: range, options: Options, heartbeat: np.ndarray) -> None:
+        self._vec, self._buffer, self._columns, self._options, self._heartbeat = vec, buffer, columns, options, heartbeat
         mode = vec.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         if mode != AutoresetMode.NEXT_STEP:
             raise ValueError(f"env: a VectorEnv with autoreset_mode {mode.value} cannot be used, only NextStep")
         if options.wait_reset:
             raise ValueError("reset = 'wait' needs environments that are stepped one by one, not a VectorEnv")
-        n = rows.plan.n_seeds * len(columns)
+        n = buffer.plan.n_seeds * len(columns)
         if vec.num_envs != n:
             raise ValueError(f"env: the VectorEnv has {vec.num_envs} environments, but n_envs asks for {n}")
         self._paths = [path for path, _ in spaces.parts(vec.single_observation_space)]
         self._action = spaces.composer(vec.single_action_space)
-        self._seen = [x[:, :, columns.start : columns.stop] for x in rows.numpy["obs"]]
-        self._sent = [x[:, :, columns.start : columns.stop] for x in rows.numpy["sent"]]
+        self._seen = [x[:, :, columns.start : columns.stop] for x in buffer.numpy["obs"]]
+        self._sent = [x[:, :, columns.start : columns.stop] for x in buffer.numpy["sent"]]
         self._over = np.zeros(n, bool)
-        self._streams = Streams(seeds_of(rows, columns)[:1])
+        self._streams = Streams(seeds_of(buffer, columns)[:1])
 
     def reset(self) -> None:
-        seeds = seeds_of(self._rows, self._columns)
+        seeds = seeds_of(self._buffer, self._columns)
         self._streams.reseed(seeds[:1])
         try:
             obs, _ = self._call("reset", partial(self._vec.reset, seed=seeds))  # type: ignore[arg-type]
@@ -299,7 +301,7 @@ class Vector:
         counts = np.array([random_steps(seed, self._options) for seed in seeds])
         if counts.any():
             obs = self._decorrelate(obs, seeds, counts)
-        self._see(self._rows.plan.n_steps, obs)
+        self._see(self._buffer.plan.n_steps, obs)
 
     def _decorrelate(self, obs: Any, seeds: list[int], counts: np.ndarray) -> Any:
         """An environment is reset with its seed again when there are as many random steps left as it is to take."""
@@ -323,7 +325,7 @@ class Vector:
 
     def step(self, t: int) -> None:
         actions = [x[t].copy().reshape(self._vec.num_envs, *x.shape[3:]) for x in self._sent]  # copies, which it may keep
-        self._mark[0] -= 1
+        self._heartbeat[0] -= 1
         obs, reward, terminated, truncated, info = self._call("step", partial(self._vec.step, self._action(actions)))
         self._streams.stepped()
         self._see(t + 1, obs)
@@ -339,15 +341,15 @@ class Vector:
                 ("valid", ~resets),
                 ("terminated", terminated),
                 ("truncated", truncated),
-                ("over", self._over),
+                ("game_end", self._over),
             ):
                 self._put(key, t, x)
-            self._put("opens", t + 1, resets)
+            self._put("game_start", t + 1, resets)
             self._put("first", t + 1, resets | (ended & ~self._over))
             for j in np.flatnonzero(self._over):
-                for key, out in zip(self._rows.plan.infos, self._rows.numpy["infos"], strict=True):
-                    value = info_value(info_of(info, int(j)), key, name(self._rows, self._columns, int(j)))
-                    out[(t, *place(self._rows, self._columns, int(j)))] = value
+                for key, out in zip(self._buffer.plan.infos, self._buffer.numpy["infos"], strict=True):
+                    value = info_value(info_of(info, int(j)), key, name(self._buffer, self._columns, int(j)))
+                    out[(t, *place(self._buffer, self._columns, int(j)))] = value
 
     def _call(self, what: str, f: Callable[[], Any]) -> Any:
         try:
@@ -367,7 +369,7 @@ class Vector:
         return f"environments {self._columns.start} to {self._columns.stop - 1}"
 
     def _put(self, key: str, t: int, x: np.ndarray) -> None:
-        self._rows.numpy[key][0][t][:, self._columns.start : self._columns.stop] = x.reshape(-1, len(self._columns))
+        self._buffer.numpy[key][0][t][:, self._columns.start : self._columns.stop] = x.reshape(-1, len(self._columns))
 
     def _see(self, t: int, obs: Any) -> None:
         for path, out in zip(self._paths, self._seen, strict=True):
@@ -388,47 +390,47 @@ class Vector:
             warnings.warn(f"{self._name()}: close raised {type(error).__name__}: {error}", stacklevel=2)
 
 
-def check_numbers(rows: Rows, space: gym.Space) -> None:
+def check_numbers(buffer: RolloutBuffer, space: gym.Space) -> None:
     """Every observation and reward of the fragment is finite, and discrete observations lie in their space.
 
     Raises:
         EnvError: naming the environment, the field, its value and the step.
     """
-    (rewards,) = rows.numpy["reward"]
-    _check_finite(rows, "reward", rewards)
-    for (path, part), x in zip(spaces.parts(space), rows.numpy["obs"], strict=True):
+    (rewards,) = buffer.numpy["reward"]
+    _check_finite(buffer, "reward", rewards)
+    for (path, part), x in zip(spaces.parts(space), buffer.numpy["obs"], strict=True):
         field = spaces.field("observation", path)
         if x.dtype.kind == "f":
-            _check_finite(rows, field, x)
+            _check_finite(buffer, field, x)
         bounds = spaces.bounds(part)
         if bounds is not None:
-            _check_inside(rows, field, x, *bounds, part)
+            _check_inside(buffer, field, x, *bounds, part)
 
 
-def _check_finite(rows: Rows, what: str, x: np.ndarray) -> None:
-    seen = x[:, :, : rows.plan.n_envs]
+def _check_finite(buffer: RolloutBuffer, what: str, x: np.ndarray) -> None:
+    seen = x[:, :, : buffer.plan.n_envs]
     with np.errstate(all="ignore"):
         total = seen.sum(dtype=max(x.dtype, np.dtype(np.float32)))  # cheaper than a look at each
     if not np.isfinite(total) and not np.isfinite(seen).all():
         at = np.argwhere(~np.isfinite(seen))[0]
-        raise not_finite(rows, _who(rows, at), what, seen[tuple(at)], at[0])
+        raise not_finite(buffer, _who(buffer, at), what, seen[tuple(at)], at[0])
 
 
-def _check_inside(rows: Rows, what: str, x: np.ndarray, low: Any, high: Any, space: gym.Space) -> None:
-    seen = x[:, :, : rows.plan.n_envs]
+def _check_inside(buffer: RolloutBuffer, what: str, x: np.ndarray, low: Any, high: Any, space: gym.Space) -> None:
+    seen = x[:, :, : buffer.plan.n_envs]
     outside = (seen < low) | (seen > high)
     if outside.any():
         at = np.argwhere(outside)[0]
-        raise EnvError(f"{_who(rows, at)}: {what} is {seen[tuple(at[:3])]} {_when(rows, at[0])}, outside its space {space}")
+        raise EnvError(f"{_who(buffer, at)}: {what} is {seen[tuple(at[:3])]} {_when(buffer, at[0])}, outside its space {space}")
 
 
-def _who(rows: Rows, at: np.ndarray) -> str:
-    """The environment whose number stands at `[t, s, b, ...]` of the rows."""
-    return name(rows, range(rows.plan.n_envs), int(at[1] * rows.plan.n_envs + at[2]))
+def _who(buffer: RolloutBuffer, at: np.ndarray) -> str:
+    """The environment whose number stands at `[t, s, b, ...]` of the buffer."""
+    return name(buffer, range(buffer.plan.n_envs), int(at[1] * buffer.plan.n_envs + at[2]))
 
 
-def _when(rows: Rows, t: int) -> str:
-    return f"after step {t} of {rows.plan.n_steps} of the batch"
+def _when(buffer: RolloutBuffer, t: int) -> str:
+    return f"after step {t} of {buffer.plan.n_steps} of the batch"
 
 
 def fits(x: np.ndarray, dtype: Any) -> bool:
@@ -436,9 +438,9 @@ def fits(x: np.ndarray, dtype: Any) -> bool:
     return x.dtype == dtype or x.dtype.kind not in "iu" or np.can_cast(x.dtype, dtype) or bool((x.astype(dtype) == x).all())
 
 
-def not_finite(rows: Rows, who: str, what: str, value: float, t: int) -> EnvError:
+def not_finite(buffer: RolloutBuffer, who: str, what: str, value: float, t: int) -> EnvError:
     """The error of a number that is NaN, infinite, or beyond float32."""
-    return EnvError(f"{who}: {what} is {'NaN' if math.isnan(value) else value} {_when(rows, t)}, which is not finite in float32")
+    return EnvError(f"{who}: {what} is {'NaN' if math.isnan(value) else value} {_when(buffer, t)}, which is not finite in float32")
 
 
 def number(x: Any) -> float:

@@ -120,8 +120,8 @@ class Workers:
     Args:
         jobs: for each worker what makes, in its process, its `handle(order, number)` and a function that closes it.
         names: what a user calls each worker's environments.
-        mark: `[n]` int64, shared: the call each worker is at; one that stays the same for `timeout` seconds hangs.
-        hung: says what hangs from a worker's number and its mark.
+        heartbeat: `[n]` int64, shared: the call each worker is at; one that stays the same for `timeout` seconds hangs.
+        hung: says what hangs from a worker's number and its heartbeat.
         timeout: seconds.
         cores: for each worker the core it is bound to; not bound when None.
     """
@@ -130,7 +130,7 @@ class Workers:
         self,
         jobs: Sequence[Job],
         names: Sequence[str],
-        mark: np.ndarray,
+        heartbeat: np.ndarray,
         hung: Callable[[int, int], str],
         timeout: float,
         start_method: str,
@@ -138,7 +138,7 @@ class Workers:
     ) -> None:
         self._context = context(start_method)
         self._jobs = list(jobs)
-        self._names, self._mark, self._hung, self._timeout, self._cores = names, mark, hung, timeout, cores
+        self._names, self._heartbeat, self._hung, self._timeout, self._cores = names, heartbeat, hung, timeout, cores
         n = len(self._jobs)
         self._processes: list[Any] = [None] * n
         self._sockets: list[socket.socket | None] = [None] * n
@@ -165,7 +165,7 @@ class Workers:
         try:
             core = None if self._cores is None else self._cores[i]
             self._sockets[i] = ours
-            look = min(1.0, self._timeout / 2)  # how often a silent worker's mark is looked at
+            look = min(1.0, self._timeout / 2)  # how often a silent worker's heartbeat is looked at
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(look), int(look % 1 * 1e6)))
             self._processes[i] = self._context.Process(  # type: ignore[attr-defined]
                 target=_serve,
@@ -194,7 +194,7 @@ class Workers:
             EnvError: an environment raised, or returned what its spaces do not allow.
             WorkerError: it died, or the call it is at takes longer than the timeout.
         """
-        since, mark = time.monotonic(), int(self._mark[i])
+        since, heartbeat = time.monotonic(), int(self._heartbeat[i])
         timeout = timeout or self._timeout
         while True:
             try:
@@ -202,11 +202,11 @@ class Workers:
             except BlockingIOError:
                 if not self._processes[i].is_alive():  # a process that it started may keep its socket open
                     raise self._fail(i, self._died(i)) from None
-                now, found = time.monotonic(), int(self._mark[i])
-                if found != mark:
-                    since, mark = now, found
+                now, found = time.monotonic(), int(self._heartbeat[i])
+                if found != heartbeat:
+                    since, heartbeat = now, found
                 elif now - since > timeout:
-                    raise self._fail(i, f"{self._hung(i, mark)} has not answered for {timeout:g} s") from None
+                    raise self._fail(i, f"{self._hung(i, heartbeat)} has not answered for {timeout:g} s") from None
                 continue
             except OSError:
                 answer = b""

@@ -166,7 +166,7 @@ def guard(step: Callable, example: Any) -> Callable:
     counts = {dtype: sum(x.numel() for x in learnt if x.dtype == dtype) for dtype in {x.dtype for x in learnt}}
 
     def guarded(packed: dict[Any, Any], going: Tensor, updates: Tensor, *batch: Any) -> tuple:
-        state, info = step(tree.own(unpack(packed)), *batch)  # a loop takes no two views of one tensor
+        state, info = step(tree.copy(unpack(packed)), *batch)  # a loop takes no two views of one tensor
         new = tree.pack(state)[0]
         memory = {Donated: new.pop(Donated)} if Donated in new else {}
         heads = [(new[dtype][:n], packed[dtype][:n]) for dtype, n in counts.items()]  # what the algorithm's leaves were packed into

@@ -16,7 +16,7 @@ from purerl import PPOConfig, compile, envs, make_ppo, random, samplers
 from purerl.samplers import arrangements
 from purerl.samplers.acting import make_act
 from purerl.samplers.feeds import set_up
-from purerl.samplers.fragments import Rows
+from purerl.samplers.fragments import RolloutBuffer
 
 N_ENVS = 8
 BARE, BARE_THREADS = ("stepping", "inference", "inference, one core", "both"), ("stepping, threads", "both, threads")
@@ -128,10 +128,10 @@ def bare(work: Workload, closing: ExitStack) -> dict[str, Callable[[int], object
     """
     algo = make_ppo(work.env.spec, work.config)
     setup = set_up(work.env, algo, N_ENVS, work.n_steps, random.key(0))
-    rows = Rows(setup.plan)
+    buffer = RolloutBuffer(setup.plan)
     action = work.env.spec.action_space.sample()
-    (act,), _ = arrangements._actors(setup, rows, [range(N_ENVS)], closing)
-    alone, _ = make_act(algo, rows, range(N_ENVS))
+    (act,), _ = arrangements._actors(setup, buffer, [range(N_ENVS)], closing)
+    alone, _ = make_act(algo, buffer, range(N_ENVS))
 
     def step_one(env: gym.Env) -> None:
         *_, terminated, truncated, _ = env.step(action)

@@ -116,17 +116,17 @@ def test_acting_on_a_device_gives_nearly_the_same():
     with samplers.serial(Walk, algo, 6, 5, random.key(0)) as feed:
         feed.publish(state)
         next(feed)
-        rows = feed._source._rows
-        act, _ = make_act(algo, rows, range(6))
-        act_there = make_device_act(algo, rows, range(6), [x.clone() for x in rows.torch["params"]])
+        buffer = feed._source._buffer
+        act, _ = make_act(algo, buffer, range(6))
+        act_there = make_device_act(algo, buffer, range(6), [x.clone() for x in buffer.torch["params"]])
         for t in range(5):
             act(t)
-            expected = [x[t, :, :6].clone() for name in ("sent", "extras") for x in rows.torch[name]]
+            expected = [x[t, :, :6].clone() for name in ("sent", "extras") for x in buffer.torch[name]]
             for name in ("sent", "extras"):
-                for x in rows.torch[name]:
+                for x in buffer.torch[name]:
                     x[t] = 0
             act_there(t)
-            found = [x[t, :, :6] for name in ("sent", "extras") for x in rows.torch[name]]
+            found = [x[t, :, :6] for name in ("sent", "extras") for x in buffer.torch[name]]
             assert_trees_equal(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -186,7 +186,7 @@ def test_buffered_is_one_update_behind(of):
 def test_a_buffered_feed_keeps_what_was_published():
     """Whoever updates parameters in place may go on doing so."""
     algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=4, n_steps=5, hidden=(8,)))
-    state = tree.own(algo.init(random.key(0)))
+    state = tree.copy(algo.init(random.key(0)))
     with samplers.buffered(Walk, algo, 4, 5, random.key(0), of=samplers.serial) as feed:
         feed.publish(state)
         for x in tree.leaves(state):
@@ -199,9 +199,9 @@ def test_a_buffered_feed_keeps_what_was_published():
 def test_publishing_does_not_touch_the_state():
     algo = make_a2c(envs.host(Walk).spec, A2CConfig(n_envs=4, n_steps=5, hidden=(8,)))
     state = algo.init(random.key(0))
-    before = tree.own(state)
+    before = tree.copy(state)
     batches = collect(samplers.serial(Walk, algo, 4, 5, random.key(0)), [state, state])
-    kept = tree.own(batches[0])
+    kept = tree.copy(batches[0])
     assert_trees_equal(state, before)
     assert not any(x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() for x, y in zip(*map(tree.leaves, batches)))
     assert_trees_equal(batches[0], kept)

@@ -64,9 +64,9 @@ def test_lives_are_episodes_and_games_are_records():
         records = record_episodes(records, batch)
         lives += int(batch.terminated.sum())
         assert set(batch.reward.unique().tolist()) <= {-1.0, 0.0, 1.0}
-        over = batch.episode["over"]
+        over = batch.episode["game_end"]
         assert torch.equal(~batch.valid[1:], over[:-1])  # only a finished game costs a step that resets
-        assert torch.equal(batch.inputs.first[1:], (batch.terminated & ~over)[:-1] | batch.episode["opens"][1:])
+        assert torch.equal(batch.inputs.first[1:], (batch.terminated & ~over)[:-1] | batch.episode["game_start"][1:])
     assert lives >= 4 * records.count > 0
 
 

@@ -213,7 +213,7 @@ class Chatty(gym.Env):
     def step(self, action):
         assert self.n < 5, "stepped beyond its end"
         self.n += 1
-        info = {"game_over": False, "raw_reward": 100.0, "lives": 3, "episode": {"r": 7.0}, "reward": 9.0, "over": False}
+        info = {"game_over": False, "raw_reward": 100.0, "lives": 3, "episode": {"r": 7.0}, "reward": 9.0, "game_end": False}
         return np.full(1, self.n, np.float32), 1.0, self.n == 5, False, info
 
 

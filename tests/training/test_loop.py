@@ -421,7 +421,7 @@ def test_equal_values_are_refused(values):
     [
         (("Return",), r"^infos = 'Return' is reserved for the records' own figures \(Return, Length, "),
         (("depth", "DiscountedReturn"), r"^infos = 'DiscountedReturn' is reserved"),
-        (("over",), r"^infos = 'over' is reserved"),
+        (("game_end",), r"^infos = 'over' is reserved"),
         (("depth", "depth"), r"^infos = 'depth' is named twice$"),
     ],
 )

@@ -15,7 +15,7 @@ from purerl.envs.generators import install, seeded
 from purerl.samplers import workers as processes
 from purerl.samplers.acting import make_act
 from purerl.samplers.feeds import Feed, Fragments, Setup, seed
-from purerl.samplers.fragments import Plan, Rows, shared_block
+from purerl.samplers.fragments import Plan, RolloutBuffer, shared_block
 from purerl.samplers.schedules import Group, together
 from purerl.samplers.stepping import Options, make_stepper, name, seeds_of
 from purerl.samplers.workers import Job, WorkerError, Workers
@@ -40,7 +40,7 @@ class Limits(NamedTuple):
             raise ValueError(f"cores = {self.cores} does not name one core for each of {self.n_workers} workers")
 
 
-class Crew:
+class WorkerPool:
     """The workers of a feed and the memory they share.
 
     Args:
@@ -52,8 +52,8 @@ class Crew:
     def __init__(self, setup: Setup, parts: Sequence[range], limits: Limits, closing: ExitStack, acts: bool) -> None:
         self.setup, self._limits, self._restarts_left = setup, limits, limits.restarts
         block = shared_block(setup.plan, processes.context(limits.start_method))
-        self.rows = Rows(setup.plan, block)
-        seed(setup, self.rows, 0)
+        self.buffer = RolloutBuffer(setup.plan, block)
+        seed(setup, self.buffer, 0)
         jobs = [
             Job(partial(_make_handler, setup.host, setup.policy if acts else None, setup.plan, part, setup.options, i), block)
             for i, part in enumerate(parts)
@@ -62,10 +62,12 @@ class Crew:
             f"environments {part.start} to {part.stop - 1}" if len(part) > 1 else f"environment {part.start}" for part in parts
         ]
 
-        def hung(i: int, mark: int) -> str:
-            return names[i] if mark < 0 else name(self.rows, parts[i], mark % (setup.plan.n_seeds * len(parts[i])))
+        def hung(i: int, heartbeat: int) -> str:
+            return names[i] if heartbeat < 0 else name(self.buffer, parts[i], heartbeat % (setup.plan.n_seeds * len(parts[i])))
 
-        self.workers = Workers(jobs, names, self.rows.numpy["mark"][0], hung, limits.timeout, limits.start_method, limits.cores)
+        self.workers = Workers(
+            jobs, names, self.buffer.numpy["heartbeat"][0], hung, limits.timeout, limits.start_method, limits.cores
+        )
         closing.callback(self.workers.close)
         self._close = closing.close
 
@@ -91,7 +93,7 @@ class Crew:
             self.order(everyone, b"r")
             self.wait(everyone)
 
-        return Feed(Fragments(self.setup, self.rows, fill, reset, params, self._close, self.revive, self.workers.kill))
+        return Feed(Fragments(self.setup, self.buffer, fill, reset, params, self._close, self.revive, self.workers.kill))
 
     def revive(self, error: WorkerError) -> None:
         """Replace the workers that died or hang; all other environments begin anew as well."""
@@ -118,10 +120,10 @@ def _make_handler(
     block: Any,
 ) -> tuple[Callable[[bytes, int], None], Callable[[], None]]:
     """In a worker: its environments, its policy if it has one, and what its orders mean."""
-    rows = Rows(plan, block)
-    install(seeded(seeds_of(rows, columns)[0]))  # the fork server's generators are the same in every worker
-    stepper = make_stepper(host, rows, columns, options, rows.numpy["mark"][0][number : number + 1])
-    act = make_act(policy, rows, columns)[0] if policy is not None else None
+    buffer = RolloutBuffer(plan, block)
+    install(seeded(seeds_of(buffer, columns)[0]))  # the fork server's generators are the same in every worker
+    stepper = make_stepper(host, buffer, columns, options, buffer.numpy["heartbeat"][0][number : number + 1])
+    act = make_act(policy, buffer, columns)[0] if policy is not None else None
 
     def fragment() -> None:
         assert act is not None

@@ -16,6 +16,7 @@ from purerl import (
     Inputs,
     PPOConfig,
     compile,
+    compiling,
     distributions,
     envs,
     fuse,
@@ -34,6 +35,7 @@ from purerl.compiling import programs
 from purerl.evaluate import _film, evaluate
 from purerl.losses import gae
 from purerl.rollout import init_actors
+from purerl.transforms import trace
 
 WALK = envs.host(Walk).spec
 
@@ -386,3 +388,17 @@ def test_a_memory_is_where_its_key_is():
     for policy in (counting(env.spec), make_policy(env.spec, gru(env.spec))):
         actors = init_actors(policy, env, 2, random.key(0, "meta"))
         assert {x.device.type for x in tree.leaves(actors)} == {"meta"}
+
+
+@pytest.mark.skipif(not compiling.is_tested(), reason="a version of torch that is not traced")
+@pytest.mark.parametrize("make", [make_ppo, make_a2c])
+def test_what_a_network_does_not_read_costs_nothing(make):
+    """Of a fragment's inputs, the program of a feed-forward network reads the observations alone, that of the GRU all of them."""
+    env = envs.make("CartPole-v1")
+    config = A2CConfig(n_envs=4, n_steps=4, hidden=(8,)) if make is make_a2c else PPOConfig(n_envs=4, n_steps=4, hidden=(8,))
+    for net, read in ((None, ["obs"]), (gru(env.spec), ["obs", "prev_action", "prev_reward", "first"])):
+        algo = make(env.spec, config, net)
+        state = algo.init(random.key(0))
+        _, batch = rollout(algo, env, state, init_actors(algo, env, 4, random.key(1)), 4, random.key(2))
+        used = trace(algo.update, state, batch).used[len(tree.leaves(state)) :]
+        assert [name for name, x in zip(("obs", "prev_action", "prev_reward", "first"), used, strict=False) if x] == read

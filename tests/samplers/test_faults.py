@@ -495,7 +495,8 @@ def test_200_feeds_leave_nothing():
         time.sleep(0.1)
     after = left()
     assert after[0] <= before[0] + 2
-    assert after[1:3] == (0, before[2])
+    assert after[1] == 0
+    assert after[2] <= before[2]  # other processes' may have gone meanwhile
     assert after[3] <= before[3] + 12
 
 

@@ -1,12 +1,20 @@
 """Deep reinforcement learning as pure functions in PyTorch."""
 
-from purerl import distributions, envs, losses, nets, normalize, optim, random, tree
-from purerl.algos import A2CConfig, PPOConfig, make_a2c, make_ppo
-from purerl.base import Algorithm, Batch, Env, EnvSpec, Inputs, Policy
-from purerl.donation import Donated, SpentError
-from purerl.policies import make_policy
-from purerl.rollout import fuse, rollout
-from purerl.transforms import compile, iterate, scan, specialize, vmap, write
+import gc
+
+_collects = gc.isenabled()
+gc.disable()  # what is imported stays: looking through it for garbage would take a quarter of the time
+try:
+    from purerl import distributions, envs, losses, nets, normalize, optim, random, tree
+    from purerl.algos import A2CConfig, PPOConfig, make_a2c, make_ppo
+    from purerl.base import Algorithm, Batch, Env, EnvSpec, Inputs, Policy
+    from purerl.donation import Donated, SpentError
+    from purerl.policies import make_policy
+    from purerl.rollout import fuse, rollout
+    from purerl.transforms import compile, iterate, scan, specialize, vmap, write
+finally:
+    if _collects:
+        gc.enable()
 
 __version__ = "0.1.0"
 

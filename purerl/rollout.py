@@ -99,7 +99,7 @@ def rollout(policy: Algorithm | Policy, env: Env, state: Any, actors: Actors, n_
             "extras": extras.to_dict(),
         }
 
-    after, steps = scan(step, actors, noises, unroll=2)  # two steps a turn: 5 % of a lone seed's time for 2 s of compilation
+    after, steps = scan(step, actors, noises)
     obs = tree.unflatten(tree.structure(actors.inputs.obs), steps.pop("obs"))
     return after, fragment(actors, obs, after.inputs, **steps)
 

@@ -1,6 +1,5 @@
 """How functions run: `compile`, `specialize`, `vmap`, `scan` and `write`. What they compute stays the same."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from purerl import compiling, donation, tree
-from purerl.compiling import cuda, programs
+from purerl.compiling import cuda, fallback, programs
 from purerl.donation import Donated
 
 
@@ -244,7 +243,7 @@ def _marked(leaves: Sequence[Any], structure: Any) -> Iterator[tuple[Any, bool]]
     return zip(leaves, tree.donated(structure), strict=True)
 
 
-def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unroll: int = 1) -> tuple[Any, Any]:
+def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
     """`for x in xs: carry, y = body(carry, x)`, with the `y` stacked.
 
     Under `compile` it is one loop of the program, not an unrolled one. It cannot be differentiated through; a gradient may be
@@ -255,7 +254,6 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unrol
             dicts, lists and tuples of tensors.
         carry: a tree; what is `Donated` in it is written in place.
         xs: a tree whose leaves are `[T, ...]`.
-        unroll: steps in one turn of the compiled loop, lowered to a divisor of T; more take longer to compile.
 
     Returns:
         The last carry, and the tree of `y` with leaves `[T, ...]`.
@@ -271,19 +269,13 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unrol
     # and donated memory stays where it is.
     packed_carry, unpack_carry = tree.pack(carry)
     packed_xs, unpack_x = tree.pack(xs, axes=1)
-    n_steps = len(tree.leaves(xs)[0])
-    per_turn = math.gcd(n_steps, unroll)
 
     def turn(packed_carry: dict, packed_xs: dict) -> tuple[dict, Any]:
-        carry, ys = unpack_carry(packed_carry), []
-        for t in range(per_turn):
-            carry, y = body(carry, unpack_x(tree.index(packed_xs, t)))
-            ys.append(y)
-        return tree.pack(carry)[0], tree.copy(tree.stack(ys))
+        carry, y = body(unpack_carry(packed_carry), unpack_x(packed_xs))
+        return tree.pack(carry)[0], tree.copy(y)
 
-    turns = tree.map(lambda x: x.unflatten(0, (-1, per_turn)), packed_xs)
-    packed_carry, ys = _loop(turn, packed_carry, turns)
-    return tree.copy(unpack_carry(packed_carry)), tree.map(lambda y: y.flatten(0, 1), ys)
+    packed_carry, ys = _loop(turn, packed_carry, packed_xs)
+    return tree.copy(unpack_carry(packed_carry)), ys
 
 
 def _loop(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -294,8 +286,10 @@ def _loop(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
         new, y = turn(tree.unflatten(carry_structure, carry), xs)
         return tree.leaves(new), y
 
-    loop = _loop_of_dynamo if torch.compiler.is_compiling() else _loop_of_trace
-    leaves, ys = loop(flat_turn, carry_leaves, xs, sum(tree.donated(carry_structure)))
+    if torch.compiler.is_compiling():
+        leaves, ys = fallback.loop(flat_turn, carry_leaves, xs)
+    else:
+        leaves, ys = _loop_of_trace(flat_turn, carry_leaves, xs, sum(tree.donated(carry_structure)))
     return tree.unflatten(carry_structure, leaves), ys
 
 
@@ -313,9 +307,3 @@ def _loop_of_trace(turn: Callable, carry: list[Tensor], xs: Any, n_donated: int)
 
     results = loops.loop(on_tensors, carry, xs_leaves, n_donated)
     return results[:n], tree.unflatten(structures[-1], results[n:])
-
-
-def _loop_of_dynamo(turn: Callable, carry: list[Tensor], xs: Any, n_donated: int) -> tuple[list[Tensor], Any]:
-    from torch._higher_order_ops.scan import scan
-
-    return scan(turn, carry, xs)

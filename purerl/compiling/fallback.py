@@ -1,9 +1,17 @@
-"""Plain `torch.compile`, for versions of torch that the rest of this room was not tried with."""
+"""Plain `torch.compile`, one's own or for versions of torch that the rest of this room was not tried with."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def loop(turn: Callable, carry: Sequence[Tensor], xs: Any) -> tuple[Sequence[Tensor], Any]:
+    """`for x in xs: carry, y = turn(carry, x)`, with the `y` stacked, as one loop of what `torch.compile` is tracing."""
+    from torch._higher_order_ops.scan import scan
+
+    return scan(turn, carry, xs)
 
 
 def build(f: Callable[..., Sequence[Tensor]]) -> Callable[[list[Tensor]], list[Tensor]]:

@@ -1,6 +1,8 @@
 """A function's program: from disk if it is there, else traced and compiled."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -94,17 +96,30 @@ def build(leafwise: Callable, leaves: Sequence[Any], structure: Any, threads: in
         run = _with(disk.run(found.library), found.constants)
         return Built(run, found.structure, _in_place(given, found.structure))
 
-    from purerl.compiling import inductor, tracing  # a second of imports, for what is not on disk
-
     program, structures = on_tensors(leafwise, leaves, structure)
-    graph = tracing.trace(program, tensors, (*range(n_written), *given))
-    by_graph = disk.name("graph", tracing.describe(graph), threads) if on_cpu else None
-    found = disk.load(by_graph) if by_graph else None
-    run, library = (disk.run(found.library), found.library) if found else inductor.build(graph, threads)
+    with _without_collecting():
+        from purerl.compiling import inductor, tracing  # a second of imports, for what is not on disk
+
+        graph = tracing.trace(program, tensors, (*range(n_written), *given))
+        by_graph = disk.name("graph", tracing.describe(graph), threads) if on_cpu else None
+        found = disk.load(by_graph) if by_graph else None
+        run, library = (disk.run(found.library), found.library) if found else inductor.build(graph, threads)
     if library is not None:
         for key in filter(None, (name, by_graph)):
             disk.save(key, library, structures[0], graph.constants)
     return Built(_with(run, graph.constants), structures[0], _in_place(given, structures[0]))
+
+
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Compiling makes millions of objects that live on: looking through them for garbage is a tenth of its time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def build_plainly(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> Built:

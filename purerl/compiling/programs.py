@@ -105,8 +105,10 @@ def build(leafwise: Callable, leaves: Sequence[Any], structure: Any, threads: in
         found = disk.load(by_graph) if by_graph else None
         run, library = (disk.run(found.library), found.library) if found else inductor.build(graph, threads)
     if library is not None:
-        for key in filter(None, (name, by_graph)):
-            disk.save(key, library, structures[0], graph.constants)
+        if name:
+            disk.save(name, library, structures[0], graph.constants)
+        if by_graph:  # what is found by its graph has just been traced: its structure, of one's own classes perhaps, is known
+            disk.save(by_graph, library, None, graph.constants)
     return Built(_with(run, graph.constants), structures[0], _in_place(given, structures[0]))
 
 

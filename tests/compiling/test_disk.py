@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorClass
 
 from purerl import compile, envs, fuse, make_a2c, make_ppo, random, tree, vmap
 from purerl import config as cfg
@@ -51,6 +52,7 @@ def a2c_step(**config):
 PROGRAM = """
 import sys
 import torch
+from tensordict import TensorClass
 from purerl import envs, fuse, make_a2c, random, tree, vmap, compile
 from purerl.algos import A2CConfig
 env = envs.make("CartPole-v1")
@@ -229,3 +231,12 @@ def test_the_cache_has_a_place(monkeypatch, tmp_path):
     assert disk.folder() == tmp_path / "purerl"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert disk.folder() == Path.home() / ".cache" / "purerl"
+
+
+def test_a_state_of_a_class_that_cannot_be_pickled():
+    class Local(TensorClass):
+        x: torch.Tensor
+
+    for _ in range(2):  # the second time it is found by its graph
+        f = compile(lambda state: tree.replace(state, x=state.x * 3 + 1))
+        assert f(Local(x=torch.ones(7))).x.tolist() == [4.0] * 7

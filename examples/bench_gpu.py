@@ -14,8 +14,28 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tensordict import TensorClass, TensorDict
+from torch import nn
 
-from purerl import PPOConfig, compile, envs, fuse, iterate, make_ppo, random, samplers, training, tree, vmap
+from purerl import (
+    Donated,
+    EnvSpec,
+    Inputs,
+    PPOConfig,
+    compile,
+    envs,
+    fuse,
+    iterate,
+    make_ppo,
+    nets,
+    random,
+    samplers,
+    training,
+    tree,
+    vmap,
+    write,
+)
+from purerl.evaluate import evaluate
 from purerl.logs import RATE, read_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,6 +95,73 @@ def one_update() -> None:
     say("PPO's parameters after one update: as on the CPU, to 1e-5")
 
 
+class Ring(TensorClass):
+    memory: Donated
+    cursor: torch.Tensor
+
+
+def donation() -> None:
+    """Memory on the device is written where it is, by a call and by a recorded one."""
+
+    def add(ring: Ring) -> tuple[Ring, torch.Tensor]:
+        rows = (ring.cursor + torch.arange(4, device=ring.cursor.device)) % 1000
+        new = ring.cursor + torch.arange(12.0, device=ring.cursor.device).reshape(4, 3)
+        return Ring(memory=write(ring.memory, rows, {"x": new}), cursor=ring.cursor + 4), new.sum()
+
+    def rings(device: str) -> Ring:
+        memory = Donated(memory=TensorDict(x=torch.zeros(2, 1000, 3, device=device)))
+        return Ring(memory=memory, cursor=torch.arange(2, device=device))
+
+    here, there = rings("cpu"), rings(DEVICE)
+    step, place = compile(vmap(add)), there.memory.memory["x"].data_ptr()
+    run = iterate(step)
+    for n in (1, 3):
+        there, _ = run(there, n)
+        for _ in range(n):
+            here, _ = vmap(add)(here)
+    there, _ = step(there)
+    here, _ = vmap(add)(here)
+    assert there.memory.memory["x"].data_ptr() == place, "the memory has moved"
+    torch.testing.assert_close(there.memory.memory["x"].cpu(), here.memory.memory["x"], rtol=0, atol=0)
+    say("donated memory: written in place, as on the CPU, bit for bit")
+
+
+class Cell(nn.Module):
+    """An actor-critic that adds up what it has seen of an episode."""
+
+    def __init__(self, spec: EnvSpec, n_params: int) -> None:
+        super().__init__()
+        self.see = nets.linear(spec.observation_space.shape[0], 32)
+        self.policy, self.value = nets.linear(32, n_params, 0.01), nets.linear(32, 1)
+
+    def step(self, inputs: Inputs, carry: TensorDict) -> tuple[torch.Tensor, TensorDict]:
+        h = torch.tanh(self.see(inputs.obs) + carry["h"])
+        return h, TensorDict(h=h)
+
+    def forward(self, inputs: Inputs, carry: TensorDict) -> tuple[tuple, TensorDict]:
+        h, carry = nets.unroll(self.step, tree.map(torch.zeros_like, carry), inputs, carry)
+        return (self.policy(h), self.value(h).squeeze(-1)), carry
+
+
+def memory() -> None:
+    """A policy with a memory: fused, sampled and evaluated on the device."""
+    env, host = envs.make("CartPole-v1"), envs.host("gym:CartPole-v1")
+    net = nets.recurrent(Cell(env.spec, 2), lambda n_envs: TensorDict(h=torch.zeros(n_envs, 32)))
+    algo = make_ppo(env.spec, PPOConfig(n_envs=4, n_steps=8, epochs=1, total_steps=STEPS), net)
+    init, step = fuse(algo, env)
+    state = vmap(init)(random.split(random.key(0), 2))
+    here, _ = vmap(step)(state)
+    there, _ = compile(vmap(step))(tree.map(lambda x: x.to(DEVICE), state))
+    for a, b in zip(tree.leaves(here.algo.params), tree.leaves(there.algo.params), strict=True):
+        torch.testing.assert_close(b.cpu(), a, rtol=1e-4, atol=1e-5)
+    with samplers.central(host, algo, 4, 8, random.split(random.key(0, DEVICE), 2), n_workers=2) as feed:
+        feed.publish(there.algo)
+        batch = next(feed)
+    assert batch.carry["h"].device.type == DEVICE, "the carry is elsewhere"
+    lengths = [x.mean() for x in evaluate(algo, env, there.algo, 2, 0).lengths]
+    say(f"a policy with a memory: as on the CPU to 1e-5, sampled and evaluated there, {lengths[0]:.0f} steps")
+
+
 def cartpole(seeds: int) -> None:
     env = envs.make("CartPole-v1")
     algo = make_ppo(env.spec, PPOConfig(total_steps=STEPS))
@@ -86,8 +173,8 @@ def cartpole(seeds: int) -> None:
     state = packed, going, torch.zeros_like(going, dtype=torch.int64)
 
     def one(state: tuple) -> tuple:
-        *state, info = compiled(*state)
-        return tuple(state), info
+        packed, going, updates, info = compiled(*state)
+        return (packed, going, updates), info
 
     start = time.perf_counter()
     one(state)
@@ -151,7 +238,14 @@ def main() -> int:
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU: the CPU"
     say(f"torch {torch.__version__}, {name}")
     on_gpu = DEVICE == "cuda"
-    parts = [draws, one_update, *(partial(cartpole, seeds) for seeds in ((64, 2048) if on_gpu else (2,))), partial(pong, "float32")]
+    parts = [
+        draws,
+        one_update,
+        donation,
+        memory,
+        *(partial(cartpole, seeds) for seeds in ((64, 2048) if on_gpu else (2,))),
+        partial(pong, "float32"),
+    ]
     parts += [command_line, *((partial(cartpole, 1), partial(pong, "bfloat16")) if on_gpu else ())]
     failed = 0
     for part in parts:

@@ -205,6 +205,30 @@ def test_a_loop_in_a_loop_writes_in_place(lanes: bool) -> None:
         torch.testing.assert_close(tree.index((weight, errors), lane) if lanes else (weight, errors), expected[1:])
 
 
+@pytest.mark.parametrize("lanes", [False, True])
+def test_a_loop_that_hands_memory_on_as_it_is(lanes: bool) -> None:
+    def read(buffer: Buffer, rows: Tensor) -> tuple[Buffer, Tensor]:
+        def turn(carry: tuple[Buffer, Tensor], i: Tensor) -> tuple[tuple[Buffer, Tensor], Tensor]:
+            buffer, total = carry
+            x = buffer.content.memory["reward"][i].sum()
+            return (buffer, total + x), x
+
+        (buffer, total), xs = scan(turn, (buffer, torch.zeros((), dtype=torch.float64)), rows)
+        return buffer, total + xs.sum()
+
+    buffer = init(1 << 18)
+    buffer.content.memory["reward"].copy_(torch.arange(1 << 18))
+    args = (buffer, torch.tensor([[3], [7], [9]]))
+    args = tree.stack([args, args]) if lanes else args
+    there, f = places(args[0]), compile(vmap(read) if lanes else read)
+    buffer, _ = f(*args)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        buffer, total = f(buffer, args[1])
+    assert total.tolist() == ([38.0, 38.0] if lanes else 38.0)
+    assert places(buffer) == there
+    assert max(abs(event.cpu_memory_usage) for event in profile.events()) < 1 << 16
+
+
 def test_a_loop_that_only_writes_is_run() -> None:
     new, rows = inputs(random.key(0))
     expected, _, _ = learn(add(init(), new), torch.zeros(3), rows)
@@ -226,15 +250,29 @@ def test_arguments_that_lie_in_donated_memory_are_refused() -> None:
         f(buffer, inside)
 
 
-def test_cost_of_a_call_does_not_depend_on_the_capacity() -> None:
-    """The kernels that inductor makes touch the written rows alone: a call allocates nothing of the memory's size."""
-    buffer = init(1 << 20)
-    f = compile(add)
-    new, _ = inputs(random.key(0))
-    buffer = f(buffer, new)
+@pytest.mark.parametrize("lanes", [False, True])
+def test_cost_of_a_call_does_not_depend_on_the_capacity(lanes: bool) -> None:
+    """Adding, sampling in a loop and writing priorities there touch the rows alone: nothing of the memory's size is allocated."""
+    buffer, capacity = init(1 << 18), 1 << 18
+    new, rows = inputs(random.key(0))
+    args = (buffer, torch.zeros(3), new, rows * (capacity // CAPACITY))
+    args = tree.stack([args, args]) if lanes else args
+    f = compile(vmap(step) if lanes else step)
+    buffer, *_ = f(*args)
     with torch.profiler.profile(profile_memory=True) as profile:
-        f(buffer, new)
+        f(buffer, *args[1:])
     assert max(abs(event.cpu_memory_usage) for event in profile.events()) < 1 << 16
+
+
+def test_lanes_of_lanes() -> None:
+    keys = random.split(random.key(0), 6)
+    args = tree.stack([(init(), torch.zeros(3), *inputs(key)) for key in keys])
+    nested = tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]).clone(), args)
+    nested = tree.unflatten(tree.batched(tree.structure(args), 1), tree.leaves(nested))
+    expected = vmap(step)(*args)
+    found = compile(vmap(vmap(step)))(*nested)
+    flat = [x.flatten(0, 1) for x in tree.leaves(found)]
+    torch.testing.assert_close(flat, tree.leaves(expected))
 
 
 def test_a_program_from_disk_writes_in_place_too() -> None:

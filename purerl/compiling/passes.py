@@ -76,7 +76,7 @@ class OwnMemory(CustomGraphPass):
     def __call__(self, graph: torch.fx.Graph) -> None:
         for loop in graph.find_nodes(op="call_function", target=torch.ops.higher_order.scan):
             body, carry, xs, closed_over = loop.args
-            in_place = _written(getattr(graph.owning_module, body.target))
+            in_place = _stays(getattr(graph.owning_module, body.target))
             with graph.inserting_before(loop):
                 carry = [x if i in in_place else _copy(graph, x) for i, x in enumerate(carry)]
                 closed_over = [x if _is_large_memory(x) else _copy(graph, x) for x in closed_over]
@@ -150,11 +150,13 @@ def _copy(graph: torch.fx.Graph, x: Any) -> Any:
     return copy
 
 
-def _written(body: torch.fx.GraphModule) -> set[int]:
-    """Which of its inputs a loop's body writes into."""
+def _stays(body: torch.fx.GraphModule) -> set[int]:
+    """Which of its inputs a loop's body writes into, or hands on as they are."""
     inputs = body.graph.find_nodes(op="placeholder")
     writes = [x for x in body.graph.nodes if isinstance(x.target, torch._ops.OpOverload) and x.target._schema.is_mutable]
-    return {inputs.index(x.args[0]) for x in writes if x.args[0] in inputs}
+    results: Any = body.graph.output_node().args[0]
+    handed_on = {i for i, x in enumerate(inputs[: len(results)]) if results[i] is x and x.meta["val"].nbytes >= LARGE}
+    return {inputs.index(x.args[0]) for x in writes if x.args[0] in inputs} | handed_on
 
 
 def _is_large_memory(x: torch.fx.Node) -> bool:

@@ -200,6 +200,12 @@ def save_step(folder: Path, steps: int, parts: Sequence[Any], meta: dict[str, An
         old.unlink()
 
 
+def clean(folder: Path) -> None:
+    """Delete what processes that were killed while they wrote have left; the folder must be this process's alone (`locked`)."""
+    for scratch in folder.glob(".*.safetensors.*"):
+        scratch.unlink(missing_ok=True)
+
+
 def load_newest(folder: Path, template: Any, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
     """`load` the newest whole checkpoint; a broken one is passed over with a warning.
 

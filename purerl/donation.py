@@ -60,11 +60,18 @@ def renamed(x: Tensor) -> Tensor:
 
 def check_apart(donated: Sequence[Tensor], others: Sequence[Tensor]) -> None:
     """Raise a `ValueError` if other arguments lie in donated memory: they would change while the function computes."""
-    ends = [(x.data_ptr(), x.data_ptr() + x.numel() * x.itemsize) for x in donated]
+    places = [(x.data_ptr(), x.data_ptr() + _extent(x)) for x in donated]
     for i, x in enumerate([*donated, *others]):
-        place = x.data_ptr()
-        if any(start <= place < end for j, (start, end) in enumerate(ends) if i != j and start < end) and x.numel():
+        start, end = x.data_ptr(), x.data_ptr() + _extent(x)
+        if any(start < b and a < end for j, (a, b) in enumerate(places) if i != j):
             raise ValueError(
                 f"compile: a tensor of shape {list(x.shape)} lies in memory that is donated along with it, and would change under "
                 "the function; hand over a copy of it"
             )
+
+
+def _extent(x: Tensor) -> int:
+    """Bytes from the first number to behind the last one."""
+    if not x.numel():
+        return 0
+    return (1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))) * x.itemsize

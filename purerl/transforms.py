@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from purerl import compiling, donation, tree
@@ -98,7 +99,8 @@ def iterate(step: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any, int], tupl
     def run(state: Any, n: int) -> tuple[Any, Any]:
         leaves, structure = tree.flatten(state)
         if leaves[0].device.type == "cuda":
-            key = (structure, *[programs.kind(x) for x in leaves])
+            places = [x.data_ptr() for x, is_donated in zip(leaves, tree.donated(structure), strict=True) if is_donated]
+            key = (structure, *[programs.kind(x) for x in leaves], *places)  # what is recorded writes into this memory
             if key not in recorded:
                 recorded[key] = cuda.record(step, state)
             return recorded[key](state, n)
@@ -116,6 +118,8 @@ def specialize(f: Callable, *examples: Any) -> Program:
     because no tree is taken apart and nothing but shapes and strides is checked. Nothing is donated.
     """
     built = _build(_leafwise(f), *tree.flatten(examples), threads=1)
+    if built.given:
+        raise ValueError("specialize: what is donated cannot be given back; use compile")
     return Program(built.run, built.structure)
 
 
@@ -149,9 +153,17 @@ def trace(f: Callable, *examples: Any) -> Trace:
 
 
 def shapes(f: Callable, *args: Any) -> Any:
-    """What `f(*args)` returns, as tensors without data: nothing is computed, and no memory is taken (`jax.eval_shape`)."""
-    with torch.device("meta"):
-        return f(*tree.map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, args))
+    """What `f(*args)` returns, as tensors without data (`jax.eval_shape`): nothing is computed and no memory is taken, unless `f`
+    mixes in numbers of its own, which lie on a device."""
+
+    def without_data(tree_: Any) -> Any:
+        return tree.map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, tree_)
+
+    try:
+        with torch.device("meta"):
+            return f(*without_data(args))
+    except (RuntimeError, NotImplementedError):  # of other devices, or because it asks for a number
+        return without_data(f(*args))
 
 
 def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, n_written: int = 0) -> programs.Built:
@@ -221,17 +233,20 @@ def write(memory: Donated, rows: Tensor, values: Any) -> Donated:
     Args:
         memory: leaves `[N, ...]`. It is *donated*.
         rows: `[M]` int64, no row twice.
-        values: a tree of the leaves that are written there, in the memory's order, `[M, ...]`.
+        values: what is written there, leaves `[M, ...]` under the memory's names; a tensor where the memory is a single one.
 
     Returns:
         The memory with the rows written.
 
     Raises:
         SpentError: it was donated before.
+        ValueError: the names, shapes or dtypes are not the memory's; nothing is written then.
     """
     leaves, structure = tree.flatten(memory)
-    new = tree.leaves(values)
+    new = _in_order_of(memory, leaves, rows, values)
     if torch.compiler.is_compiling() or compiling.is_tracing():
+        if compiling.is_tracing():
+            compiling.note_writes(len(leaves))
         return tree.unflatten(structure, [x.index_put((rows,), v) for x, v in zip(leaves, new, strict=True)])
     for x, v in zip(leaves, new, strict=True):
         x.index_put_((rows,), v)
@@ -241,6 +256,31 @@ def write(memory: Donated, rows: Tensor, values: Any) -> Donated:
 def _marked(leaves: Sequence[Any], structure: Any) -> Iterator[tuple[Any, bool]]:
     """Each leaf, and whether it is donated."""
     return zip(leaves, tree.donated(structure), strict=True)
+
+
+def _in_order_of(memory: Donated, leaves: list[Tensor], rows: Tensor, values: Any) -> list[Tensor]:
+    """The leaves of what is written, in the memory's order, checked."""
+    if not isinstance(memory, Donated):
+        raise ValueError(f"write: memory is {type(memory).__name__}, not Donated")
+    if rows.ndim != 1 or rows.dtype != torch.int64:
+        raise ValueError(f"write: rows are {rows.dtype} {list(rows.shape)}, not int64 [M]")
+    names = list(_named(memory.memory))
+    found = dict.fromkeys(names, values) if isinstance(values, Tensor) and len(names) == 1 else _named(values)
+    if set(found) != set(names):
+        raise ValueError(f"write: values have the names {sorted(found)}, but the memory has {sorted(names)}")
+    for name, x in zip(names, leaves, strict=True):
+        wanted, value = (len(rows), *x.shape[1:]), found[name]
+        kind = (value.dtype, list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+        if kind != (x.dtype, list(wanted)):
+            raise ValueError(f"write: {name} is {kind}, but {(x.dtype, list(wanted))} is wanted")
+    return [found[name] for name in names]
+
+
+def _named(values: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of nested names, by their paths; in order."""
+    if not isinstance(values, dict | TensorDictBase):
+        return {path: values}
+    return {name: x for key, value in values.items() for name, x in _named(value, f"{path}.{key}" if path else str(key)).items()}
 
 
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tensordict import TensorClass, TensorDict
 from torch import Tensor
 
-from purerl import Donated, SpentError, compile, compiling, random, scan, tree, vmap, write
+from purerl import Donated, SpentError, compile, compiling, random, scan, specialize, tree, vmap, write
 from purerl.compiling.tracing import TraceError
 
 CAPACITY = 24
@@ -236,6 +236,117 @@ def test_a_loop_that_only_writes_is_run() -> None:
     torch.testing.assert_close(leaves_of(buffer), leaves_of(expected))
 
 
+def numbers(n: int = 6) -> Donated:
+    return Donated(memory=TensorDict(a=torch.arange(float(n))))
+
+
+def at(*rows: int) -> Tensor:
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("wrap", [eager, compile], ids=["eager", "compile"])
+def test_copies_of_a_part_are_copies(wrap: Callable) -> None:
+    """Made before a write, they keep their numbers, and so do those that go out beside the memory."""
+
+    def shift(d: Donated) -> tuple[Donated, Tensor, Tensor]:
+        first, flags = d.memory["a"][0].clone(), (d.memory["a"] > 2)[:2].clone()
+        return write(d, at(1, 2, 3), d.memory["a"][:3].clone()), first, flags
+
+    d, first, flags = wrap(shift)(numbers())
+    assert d.memory["a"].tolist() == [0, 0, 1, 2, 4, 5]
+    d, beside = wrap(lambda d: (lambda c: (c, c.memory["a"][1:3].clone()))(write(d, at(0), torch.ones(1) * 9)))(d)
+    assert (first, beside.tolist()) == (0, [0, 1])
+
+
+def test_copies_inside_a_loop_are_copies() -> None:
+    def turn(d: Donated, i: Tensor) -> tuple[Donated, Tensor]:
+        before = d.memory["a"][:2].clone()
+        return write(d, i, torch.ones(1) * 9), before
+
+    run = lambda d, rows: scan(turn, d, rows)  # noqa: E731
+    found, expected = compile(run)(numbers(), at(0, 1)[:, None]), run(numbers(), at(0, 1)[:, None])
+    torch.testing.assert_close(tree.leaves(found), tree.leaves(expected))
+
+
+@pytest.mark.parametrize("lanes", [False, True])
+def test_loops_of_which_only_the_inner_one_writes(lanes: bool) -> None:
+    def inner(d: Donated, i: Tensor) -> tuple[Donated, Tensor]:
+        return write(d, i, d.memory["a"][i] + 1), i
+
+    def nested(d: Donated, xs: Tensor) -> Donated:
+        return scan(lambda d, rows: scan(inner, d, rows), d, xs)[0]
+
+    xs = torch.arange(6).reshape(2, 3, 1)
+    for n in (8, 20_000):
+        args = tree.stack([(numbers(n), xs)] * 2) if lanes else (numbers(n), xs)
+        found = compile(vmap(nested) if lanes else nested)(*args).memory["a"]
+        torch.testing.assert_close(found, nested(numbers(n), xs).memory["a"].expand_as(found))
+
+
+def test_what_is_written_must_be_given_back() -> None:
+    def forgets(d: Donated) -> Donated:
+        write(d, at(0), torch.ones(1))
+        return d
+
+    def gives_none(d: Donated) -> Tensor:
+        return write(d, at(0), torch.ones(1)).memory["a"].sum()
+
+    def in_a_loop(d: Donated) -> tuple[Donated, Tensor]:
+        def turn(total: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+            write(d, i, torch.ones(1))
+            return total + 1, total
+
+        return d, scan(turn, torch.zeros(()), at(0, 1)[:, None])[0]
+
+    for f in (forgets, gives_none, in_a_loop):
+        for g, d in ((f, numbers()), (vmap(f), tree.stack([numbers()] * 2))):
+            with pytest.raises(TraceError, match=r"what purerl\.write returned is not given back"):
+                compile(g)(d)
+
+
+def test_new_memory_takes_the_place_of_the_old() -> None:
+    d = numbers()
+    there, decay = d.memory["a"].data_ptr(), compile(lambda d: Donated(memory=TensorDict(a=d.memory["a"] * 0.5)))
+    d = decay(d)
+    assert d.memory["a"].tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert d.memory["a"].data_ptr() == there
+
+
+@pytest.mark.parametrize("wrap", [eager, compile], ids=["eager", "compile"])
+@pytest.mark.parametrize(
+    ("rows", "values", "message"),
+    [
+        (
+            at(0, 1),
+            {"obs": torch.ones(2, 3), "other": torch.ones(2)},
+            r"names \['obs', 'other'\], but the memory has \['obs', 'reward'\]",
+        ),
+        (
+            at(0, 1),
+            {"obs": torch.ones(2, 3), "reward": torch.ones(2)},
+            r"reward is \(torch.float32, \[2\]\), but \(torch.float64, \[2\]\)",
+        ),
+        (at(0, 1), {"obs": torch.ones(1, 3), "reward": torch.ones(2).double()}, r"obs is .*\[1, 3\]\), but .*\[2, 3\]\) is wanted"),
+        (
+            at(0, 1).float(),
+            {"obs": torch.ones(2, 3), "reward": torch.ones(2).double()},
+            r"rows are torch.float32 \[2\], not int64 \[M\]",
+        ),
+        (at(0, 1), {"obs": torch.ones(2, 3), "reward": 1.0}, r"reward is float, but"),
+    ],
+)
+def test_what_is_written_has_the_memory_s_names_shapes_and_dtypes(wrap: Callable, rows: Tensor, values: dict, message: str) -> None:
+    buffer = init()
+    with pytest.raises(ValueError, match=message):
+        wrap(lambda content: write(content, rows, values))(buffer.content)
+    assert buffer.content.memory["obs"].sum() == 0  # nothing was written or spent
+
+
+def test_names_decide_what_is_written_where() -> None:
+    values = {"reward": torch.ones(2).double(), "obs": torch.zeros(2, 3)}  # in another order
+    assert write(init().content, at(0, 1), values).memory["reward"].tolist()[:3] == [1, 1, 0]
+
+
 def test_all_donated_memory_comes_back_or_none() -> None:
     with pytest.raises(ValueError, match="all of them, in the same order, or none"):
         compile(lambda buffer: buffer.content)(init())
@@ -248,6 +359,12 @@ def test_arguments_that_lie_in_donated_memory_are_refused() -> None:
     f(init(), inside)
     with pytest.raises(ValueError, match="lies in memory that is donated"):
         f(buffer, inside)
+    base, read = torch.zeros(100), compile(lambda d, x: (write(d, at(0), torch.ones(1)), x.sum()))
+    read(Donated(memory=TensorDict(a=torch.zeros(20))), torch.zeros(100))
+    with pytest.raises(ValueError, match="lies in memory that is donated"):  # it begins below it
+        read(Donated(memory=TensorDict(a=base[10:30])), base)
+    with pytest.raises(ValueError, match="specialize: what is donated cannot be given back"):
+        specialize(lambda d: write(d, at(0), torch.ones(1)), numbers())
 
 
 @pytest.mark.parametrize("lanes", [False, True])

@@ -12,7 +12,7 @@ from purerl import config as cfg
 from purerl import distributions, nets, random, tree
 from purerl.algos import common
 from purerl.algos.common import PRECISIONS
-from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
+from purerl.base import Algorithm, Batch, EnvSpec, Inputs
 from purerl.distributions import Distribution
 from purerl.losses import gae, masked_mean
 from purerl.normalize import Moments, RewardScale, init_moments, init_reward_scale, scale_rewards, standardize, update_moments
@@ -92,7 +92,6 @@ def make_model(spec: EnvSpec, config: Any, net: nn.Module | nets.Network | None)
     Raises:
         ValueError: an observation or action space that the algorithm cannot take, or a network that returns something else.
     """
-    check_spec(spec)
     dist = distributions.for_space(spec.action_space)
     modules: Sequence[Any] = (net, net)
     if net is None:

@@ -41,6 +41,16 @@ def is_mapping() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def note_writes(n: int) -> None:
+    """So many tensors of donated memory were written by the function that is being traced."""
+    _here.writes = writes() + n
+
+
+def writes() -> int:
+    """How many were noted, in this thread."""
+    return getattr(_here, "writes", 0)
+
+
 @contextlib.contextmanager
 def tracing_now() -> Iterator[None]:
     """Within, a function is being traced."""

@@ -19,21 +19,34 @@ aten = torch.ops.aten
 _WRITES = (aten.index_put.default, aten._unsafe_index_put.default)
 
 
-def settle(module: GraphModule) -> None:
+def settle(module: GraphModule, donated: Sequence[int], n_writes: int) -> None:
     """Let a graph and its loops write where the memory is.
 
+    Args:
+        donated: which of its inputs the memory is.
+        n_writes: how many tensors `write` was called for while it was traced.
+
     Raises:
-        TraceError: the memory is read as it was before it was written.
+        TraceError: the memory is read as it was before it was written, or what was written is not given back.
     """
     for part in module.modules():
         if isinstance(part, GraphModule):
+            inputs: list[Any] = part.graph.find_nodes(op="placeholder")
+            memory = [inputs[i] for i in donated] if part is module else inputs
             copies: list[Any] = part.graph.find_nodes(op="call_function", target=aten.copy_.default)
             for copy in reversed(copies):
-                if copy.args[0].op == "placeholder":
+                place = copy.args[0]
+                if place in memory:
                     newest = _settle(part.graph, copy)
-                    if part is module and newest.target is operator.getitem:
-                        _keep(part.graph, newest)
+                    if newest.target is operator.getitem:
+                        (_keep if part is module else _touch)(part.graph, place, newest)
+                    n_writes -= copy.meta["writes"]
             part.recompile()
+    if n_writes > 0:
+        raise TraceError(
+            "what purerl.write returned is not given back by the function, or by the body of a scan; without that the memory would "
+            "stay as it was: return it"
+        )
 
 
 def _settle(graph: Graph, copy: Any) -> Node:
@@ -47,6 +60,8 @@ def _settle(graph: Graph, copy: Any) -> Node:
         writers.append(versions[-1])
         versions.append(place)
     _check_reads(graph, copy, versions[::-1], writers[::-1])
+    _keep_copies(graph, versions)
+    copy.meta["writes"] = sum(version.target in _WRITES for version in versions)
     for version, writer in zip(versions, writers, strict=False):
         if writer is not version:  # a loop
             body, carry, *rest = writer.args
@@ -55,9 +70,10 @@ def _settle(graph: Graph, copy: Any) -> Node:
             continue
         if version.target in _WRITES:
             version.args = (place, *version.args[1:])
-        with graph.inserting_after(version):
+        last_input = graph.find_nodes(op="placeholder")[-1]
+        with graph.inserting_after(last_input if version.op == "placeholder" else version):
             graph.call_function(aten.copy_.default, (place, version)).meta["val"] = place.meta["val"]
-    copy.replace_all_uses_with(newest if newest.target is operator.getitem else place)
+    copy.replace_all_uses_with(place)
     graph.erase_node(copy)
     return newest
 
@@ -73,7 +89,44 @@ def _made(version: Any) -> tuple[Any, Any] | None:
     return None
 
 
-def _keep(graph: Graph, version: Node) -> None:
+def _keep_copies(graph: Graph, versions: Sequence[Any]) -> None:
+    """A copy that is made of a part of the memory is needed, which inductor does not know: it would be left out."""
+    for view in _views(graph, versions):
+        for user in list(view.users):
+            if user.target is aten.clone.default and user.meta["val"].stride() == view.meta["val"].stride():
+                is_bool = view.meta["val"].dtype == torch.bool
+                with graph.inserting_before(user):
+                    same = graph.call_function(
+                        aten.logical_or.default if is_bool else aten.mul.Tensor, (view, view if is_bool else 1)
+                    )
+                same.meta = dict(user.meta)
+                user.replace_all_uses_with(same)
+                graph.erase_node(user)
+
+
+def _views(graph: Graph, versions: Sequence[Any]) -> list[Any]:
+    storages = {version.meta["val"].untyped_storage()._cdata for version in versions}
+    tensors = [x for x in graph.nodes if isinstance(x.meta.get("val"), Tensor)]
+    return [x for x in tensors if x.meta["val"].untyped_storage()._cdata in storages]
+
+
+def _touch(graph: Graph, place: Any, version: Any) -> None:
+    """Write a number of what an inner loop has written once more, where torch sees it: it does not look into a loop's loops."""
+    shape = place.meta["val"].shape
+    if not shape.numel():
+        return
+    with graph.inserting_after(version):
+        zero = graph.call_function(aten.full.default, ([1], 0), {"dtype": torch.int64, "device": place.meta["val"].device})
+    zero.meta["val"] = aten.full.default([1], 0, dtype=torch.int64, device=place.meta["val"].device)
+    at = [zero] * len(shape)
+    with graph.inserting_after(zero):
+        number = graph.call_function(aten.index.Tensor, (version, at))
+    number.meta["val"] = place.meta["val"].new_empty(1)
+    with graph.inserting_after(number):
+        graph.call_function(aten.index_put_.default, (place, at, number)).meta["val"] = place.meta["val"]
+
+
+def _keep(graph: Graph, place: Any, version: Node) -> None:
     """Let a number of what a loop has written be one more result: a loop without results would be left out."""
     output: Any = graph.output_node()
     number = version
@@ -89,8 +142,7 @@ def _check_reads(graph: Graph, copy: Node, versions: Sequence[Node], writers: Se
     """Raise if a version, or a view of it, is read after the next one was written."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     for version, writer in zip(versions, writers, strict=False):
-        storage = version.meta["val"].untyped_storage()._cdata
-        views = [x for x in order if isinstance(x.meta.get("val"), Tensor) and x.meta["val"].untyped_storage()._cdata == storage]
+        views = _views(graph, [version])
         for user in {user for view in views for user in view.users} - {*views, copy, graph.output_node()}:
             if order[user] > order[writer] or (user is writer and _reads_twice(writer, views)):
                 raise TraceError(
@@ -103,5 +155,7 @@ def _reads_twice(writer: Any, views: Sequence[Node]) -> bool:
     """Whether a write takes the memory that it writes into for something else, too."""
     if writer.target in _WRITES:
         return any(x in views for x in (*writer.args[1], writer.args[2]))
+    if writer.target is not torch.ops.higher_order.scan:
+        return False
     _, carry, *others = writer.args
     return sum(x in views for x in carry) > 1 or any(x in views for group in others for x in group)

@@ -100,7 +100,7 @@ def build(leafwise: Callable, leaves: Sequence[Any], structure: Any, threads: in
     with _without_collecting():
         from purerl.compiling import inductor, tracing  # a second of imports, for what is not on disk
 
-        graph = tracing.trace(program, tensors, (*range(n_written), *given))
+        graph = tracing.trace(program, tensors, (*range(n_written), *given), given)
         by_graph = disk.name("graph", tracing.describe(graph), threads) if on_cpu else None
         found = disk.load(by_graph) if by_graph else None
         run, library = (disk.run(found.library), found.library) if found else inductor.build(graph, threads)
@@ -140,7 +140,8 @@ def trace(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[li
         from purerl.compiling import tracing
 
         program, structures = on_tensors(leafwise, leaves, structure)
-        graph = tracing.trace(program, leaves, _donated(leaves, structure))
+        given = _donated(leaves, structure)
+        graph = tracing.trace(program, leaves, given, given)
         found = graph.used, [(x.shape, x.dtype) for x in graph.results], structures[0]
         if name:
             disk.keep(name, found)

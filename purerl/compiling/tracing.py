@@ -55,18 +55,22 @@ def describe(graph: Graph) -> list[Any]:
     return parts
 
 
-def trace(f: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], written: Sequence[int] = ()) -> Graph:
+def trace(
+    f: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], written: Sequence[int] = (), donated: Sequence[int] = ()
+) -> Graph:
     """Trace `f(*examples) -> tensors`, for arguments of the examples' shapes, strides, dtypes and devices.
 
     Args:
         written: which of the arguments `f` may write into, by `copy_` of the whole.
+        donated: which of those are donated memory.
 
     Raises:
         TraceError: `f` asks for a number inside a tensor, or writes into a tensor.
     """
-    from purerl.compiling import in_place
+    from purerl.compiling import functional, in_place
 
     tracer = make_fx(_watched(f, written), select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
+    before = compiling.writes()
     try:
         with torch.no_grad(), compiling.tracing_now():
             module = tracer(*examples)
@@ -77,7 +81,8 @@ def trace(f: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], writte
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
             _fold_moves(part)
-    in_place.settle(module)
+    functional.rewrite(module)
+    in_place.settle(module, donated, compiling.writes() - before)
     module.graph.eliminate_dead_code()
     used = [bool(node.users) for node in module.graph.find_nodes(op="placeholder")]
     constants = _lift_constants(module)

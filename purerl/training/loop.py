@@ -80,7 +80,7 @@ class Pace:
     """
 
     def __init__(self, update: int) -> None:
-        self._first, self._start, self._each = update + 1, 0.0, REPORT_EVERY
+        self._first, self._start, self._each, self._known = update + 1, 0.0, REPORT_EVERY, False
 
     def fits(self, update: int, seconds: float) -> int:
         """How many updates take so long, at least one."""
@@ -118,6 +118,7 @@ def each_time(seconds: float, act: Callable[[Moment], None], grid: int = 1, begu
 def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
     """The state of the newest checkpoint, None if there is none, and its meta."""
     folder = out / "checkpoints"
+    checkpoint.clean(folder)
     saved = any(folder.glob("step_*"))
     if resume and not saved and rows_written(out, run):
         raise checkpoint.CheckpointError(
@@ -141,7 +142,7 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
     figures = Figures(out, run, begin * batch)
     evaluator = Evaluator(run, algo.acting, out, begin * batch, int(meta.get("evaluated", begin * batch)), batch)
     failed: dict[str, Failure] = {}
-    start, pace = time.monotonic() - seconds, Pace(begin)
+    start, pace, looked_up = time.monotonic() - seconds, Pace(begin), begin
 
     def save() -> None:
         now = {"update": runner.update, "seconds": time.monotonic() - start, "evaluated": evaluator.evaluated}
@@ -151,6 +152,15 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
         left = (n_updates - moment.update) / pace.rate() if moment.rate else float("nan")
         stopped = tuple(failed.values())
         report(Progress(moment.steps, n_updates * batch, moment.rate * n_lanes, float(figures.mean_return), left, stopped))
+
+    def look_up(hooks: list[Hook]) -> None:
+        nonlocal looked_up
+        note_failures(failed, figures.names, runner, batch)
+        update, clock = runner.update, time.monotonic() - start
+        looked_up, rate, last = update, pace.rate() * batch, update == n_updates
+        moment = Moment(runner, update, update * batch, clock, rate, failed, lost + runner.lost, last)
+        for hook in hooks:
+            hook.act(moment)
 
     hooks = [
         every(row_every, figures.write),
@@ -166,18 +176,17 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
         while runner.update < n_updates:
             update = runner.update
             runner.step(min(n_updates - update, pace.fits(update, REPORT_EVERY), *(hook.due(update) for hook in hooks)))
-            note_failures(failed, figures.names, runner, batch)  # waits for the device, too
-            pace.note(update := runner.update)
-            clock, last = time.monotonic() - start, update == n_updates
-            moment = Moment(runner, update, update * batch, clock, pace.rate() * batch, failed, lost + runner.lost, last)
-            for hook in hooks:
-                hook.act(moment)
+            runner.wait()
+            pace.note(runner.update)
+            look_up(hooks)
     except BaseException as error:
         try:
+            if runner.update > looked_up:  # interrupted in an update that came to its end all the same
+                look_up(hooks[:1])
             save()
             error.add_note("the run up to there is saved")
-        except Exception as lost:
-            error.add_note(f"the run up to there could not be saved ({lost}); the checkpoint before is whole")
+        except Exception as failure:
+            error.add_note(f"the run up to there could not be saved ({failure}); the checkpoint before is whole")
         raise
     finally:
         with contextlib.ExitStack() as closing:

@@ -73,7 +73,7 @@ class Runner:
     """A run's lanes on their way, as tiles of equal size, each advanced in a thread of its own.
 
     Attributes:
-        tiles: the lanes, in order, in their newest good state: whatever is raised, it can be saved.
+        tiles: the lanes, in order, in their newest good state.
     """
 
     def __init__(self, program: Program, tiles: list[Lanes], update: int) -> None:
@@ -81,14 +81,17 @@ class Runner:
         self._updates, self._infos = [update] * len(tiles), [TensorDict()] * len(tiles)
         self._pool = ThreadPoolExecutor(len(tiles), initializer=lambda: torch.set_num_threads(program.threads))
         self._futures: list[Future] = []
+        self._writes_in_place = any(tree.donated(tree.structure(tiles[0])))
 
     @property
     def update(self) -> int:
         """How many updates each lane has made.
 
         Raises:
-            RuntimeError: an error came between the tiles, so that some have made more than others.
+            RuntimeError: an error came in between: some lanes have made more than others, or a thread still writes into their memory.
         """
+        if self._writes_in_place and wait(self._futures, 0).not_done:
+            raise RuntimeError("an update that writes into the lanes' memory is still at work")
         if len(set(self._updates)) > 1:
             raise RuntimeError(f"some lanes stand at update {min(self._updates)} and some at {max(self._updates)}")
         return self._updates[0]
@@ -107,6 +110,11 @@ class Runner:
         except BaseException:
             wait(self._futures, PATIENCE)
             raise
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.tiles[0].going.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def _advance(self, i: int, n: int) -> None:
         for step in self._program.advance(self.tiles[i], n):

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from conftest import assert_trees_equal
+from torch import nn
 
-from purerl import compile, scan, vmap
+from purerl import compile, scan, tree, vmap
 from purerl.compiling.tracing import TraceError, trace
 
 
@@ -110,3 +112,28 @@ def test_scans_in_scans_under_two_vmaps():
     x = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     for found, expected in zip(compile(f)(x), f(x), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("make", [nn.GRUCell, nn.LSTMCell, nn.RNNCell])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_cells_of_torch_write_into_tensors_of_their_own(make):
+    with torch.random.fork_rng():
+        cell = make(3, 5)
+    params = {name: x.detach() for name, x in cell.named_parameters()}
+    x, h = torch.linspace(-1, 1, 12).reshape(4, 3), torch.linspace(-1, 1, 20).reshape(4, 5)
+
+    def run(params, x):
+        state = (h, h * 2) if make is nn.LSTMCell else h
+        for _ in range(3):
+            state = torch.func.functional_call(cell, params, (x, state))
+        return state[0] if make is nn.LSTMCell else state
+
+    def grad(params, x):
+        return torch.func.grad(lambda params: run(params, x).pow(2).sum())(params)
+
+    for f in (run, grad):
+        assert_trees_equal(compile(f)(params, x), f(params, x), rtol=1e-5, atol=1e-6)
+        if make is nn.LSTMCell:  # torch cannot map it
+            continue
+        lanes = tree.stack([(params, x), (params, x * 2)])
+        assert_trees_equal(compile(vmap(f))(*lanes), tree.stack([f(params, x), f(params, x * 2)]), rtol=1e-5, atol=1e-6)

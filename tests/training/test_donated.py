@@ -1,10 +1,14 @@
 """A run whose lanes hold memory that is written in place: it stays where it is, is saved and resumed, and belongs to its lane."""
 
+import _thread
+import contextlib
 import itertools
+import threading
 
 import pytest
 import torch
 from conftest import assert_trees_equal
+from tensordict import TensorDict
 
 from purerl import Donated, training, tree
 
@@ -90,3 +94,27 @@ def test_the_guard_keeps_the_good_state_without_a_copy_of_the_memory():
     assert updates == 3
     assert seen == [tree.leaves(packed[Donated])[0].data_ptr()] == [tree.leaves(after[Donated])[0].data_ptr()]
     assert after[torch.float32].tolist() == [0.0, 0.0]
+
+
+def test_memory_that_a_thread_still_writes_is_not_saved(monkeypatch):
+    """Interrupted in an update that goes on for longer than the patience: a checkpoint would be torn."""
+    monkeypatch.setattr(training.programs, "PATIENCE", 0.05)
+    go_on = threading.Event()
+
+    def advance(tile, n):
+        go_on.wait()
+        yield training.programs.Step(n, tile, TensorDict())
+
+    for algo, may_be_saved in ((torch.zeros(1, 2), True), (Donated(memory=TensorDict(x=torch.zeros(1, 3))), False)):
+        go_on.clear()
+        learner = training.HostState(algo=algo, episodes=TensorDict(), key=torch.zeros(1, 2, dtype=torch.int32))
+        tile = training.Lanes(learner=learner, going=torch.ones(1, dtype=torch.bool), updates=torch.zeros(1, dtype=torch.int64))
+        runner = training.Runner(training.programs.Program(advance), [tile], 3)
+        threading.Timer(0.2, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            runner.step(1)
+        with contextlib.nullcontext() if may_be_saved else pytest.raises(RuntimeError, match="still at work"):
+            assert runner.update == 3
+        go_on.set()
+        runner.close()
+        assert runner.update == 4

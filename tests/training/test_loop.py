@@ -27,6 +27,7 @@ SMALL = {"hidden": (8,), "n_envs": 4, "n_steps": 8}
 SCRIPT = """
 import sys
 from pathlib import Path
+from purerl import training
 out = Path(sys.argv[1])
 if sys.argv[2] == "start":
     run = training.plan("a2c", "CartPole-v1", 2, 64_000, {"hidden": (8,), "n_envs": 4, "n_steps": 8, "lr": [1e-3, 1e-2]})
@@ -421,7 +422,7 @@ def test_equal_values_are_refused(values):
     [
         (("Return",), r"^infos = 'Return' is reserved for the records' own figures \(Return, Length, "),
         (("depth", "DiscountedReturn"), r"^infos = 'DiscountedReturn' is reserved"),
-        (("game_end",), r"^infos = 'over' is reserved"),
+        (("game_end",), r"^infos = 'game_end' is reserved"),
         (("depth", "depth"), r"^infos = 'depth' is named twice$"),
     ],
 )
@@ -583,3 +584,29 @@ def test_what_a_run_cannot_be_is_said_before_any_work(options, message):
     asked = {"algo": "a2c", "env": "CartPole-v1", "seeds": 1, "steps": 640, "overrides": {}, **options}
     with pytest.raises(ValueError, match=message):
         training.plan(**asked)
+
+
+def test_an_interrupt_after_an_update_loses_no_row(tmp_path, small_run, monkeypatch):
+    run, step = small_run(tmp_path), training.Runner.step
+
+    def interrupted(self, n):
+        step(self, n)
+        if self.update in (7, 20):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Runner, "step", interrupted)
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            training.train(run, tmp_path, resume=resume)
+    training.train(run, tmp_path, resume=True)
+    _, table = read_rows(tmp_path / "seed_000" / "progress.csv")
+    assert [int(row["Diagnostics/CumSteps"]) for row in table] == list(range(32, 641, 32))
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path, small_run):
+    run = small_run(tmp_path)
+    scratch = tmp_path / "checkpoints" / ".step_000000000032.safetensors.4711"
+    scratch.parent.mkdir()
+    scratch.write_bytes(b"half")
+    training.train(run, tmp_path)
+    assert not scratch.exists()

@@ -253,6 +253,7 @@ def test_copies_of_a_part_are_copies(wrap: Callable) -> None:
         return write(d, at(1, 2, 3), d.memory["a"][:3].clone()), first, flags
 
     d, first, flags = wrap(shift)(numbers())
+    assert flags.tolist() == [False, False]
     assert d.memory["a"].tolist() == [0, 0, 1, 2, 4, 5]
     d, beside = wrap(lambda d: (lambda c: (c, c.memory["a"][1:3].clone()))(write(d, at(0), torch.ones(1) * 9)))(d)
     assert (first, beside.tolist()) == (0, [0, 1])

@@ -88,7 +88,7 @@ class Runner:
         """How many updates each lane has made.
 
         Raises:
-            RuntimeError: an error came in between: some lanes have made more than others, or a thread still writes into their memory.
+            RuntimeError: an error came in between: some lanes have made more than others, or their memory is still being written.
         """
         if self._writes_in_place and wait(self._futures, 0).not_done:
             raise RuntimeError("an update that writes into the lanes' memory is still at work")

@@ -1,9 +1,9 @@
 """A run whose lanes hold memory that is written in place: it stays where it is, is saved and resumed, and belongs to its lane."""
 
-import _thread
 import contextlib
 import itertools
 import threading
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -105,16 +105,20 @@ def test_memory_that_a_thread_still_writes_is_not_saved(monkeypatch):
         go_on.wait()
         yield training.programs.Step(n, tile, TensorDict())
 
+    def interrupt(self):
+        raise KeyboardInterrupt
+
     for algo, may_be_saved in ((torch.zeros(1, 2), True), (Donated(memory=TensorDict(x=torch.zeros(1, 3))), False)):
         go_on.clear()
         learner = training.HostState(algo=algo, episodes=TensorDict(), key=torch.zeros(1, 2, dtype=torch.int32))
         tile = training.Lanes(learner=learner, going=torch.ones(1, dtype=torch.bool), updates=torch.zeros(1, dtype=torch.int64))
         runner = training.Runner(training.programs.Program(advance), [tile], 3)
-        threading.Timer(0.2, _thread.interrupt_main).start()
-        with pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Future, "result", interrupt)
             runner.step(1)
         with contextlib.nullcontext() if may_be_saved else pytest.raises(RuntimeError, match="still at work"):
             assert runner.update == 3
         go_on.set()
-        runner.close()
+        runner._futures[0].result()
         assert runner.update == 4
+        runner.close()

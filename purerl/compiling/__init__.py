@@ -1,7 +1,8 @@
 """What stands between a pure function and its compiled program: the one room that touches private names of torch.
 
-`tracing` runs a function once on tensors without data and writes down its operations (as jax.jit does), `loops` makes one loop
-of the program out of a `scan`, `inductor` hands the graph to torch's compiler with `passes`, `programs` looks on `disk` first
+`tracing` runs a function once on tensors without data and writes down its operations (as jax.jit does), `functional` rewrites those
+of torch's own that write into a tensor, `in_place` lets donated memory be written where it is, `loops` makes one loop of the program
+out of a `scan`, `inductor` hands the graph to torch's compiler with `passes`, `programs` looks on `disk` first
 (`identity` says what a function is), `cuda` records kernels, and `fallback` is plain `torch.compile` for versions of torch that
 this room was not tried with.
 
@@ -13,6 +14,8 @@ this room was not tried with.
 | `_inductor.compile_fx_inner`, `_guards` | from the graph to a program | every test of `compile` |
 | `_inductor`: settings, passes, the ISA probe | speed, corrections | test_compiled_tanh_uses_it, test_what_a_turn_leaves_... |
 | `_C._aoti`, `_C._dynamo.guards` | a program from disk | test_other_processes_load_what_one_has_compiled |
+| a fake tensor's `untyped_storage()._cdata` | which tensors share memory | test_memory_that_was_written_cannot_be_read_as_it_was |
+| `_higher_order_ops.utils` | the order of what a loop writes | test_steps_write_in_place_and_give_the_numbers_of_... |
 | `_higher_order_ops.scan.scan` | a scan under one's own `torch.compile` | test_torch_compile_takes_the_fused_step_as_it_is |
 """
 

@@ -1,8 +1,8 @@
 """What stands between a pure function and its compiled program: the one room that touches private names of torch.
 
 `tracing` runs a function once on tensors without data and writes down its operations (as jax.jit does), `functional` rewrites those
-of torch's own that write into a tensor, `in_place` lets donated memory be written where it is, `loops` makes one loop of the program
-out of a `scan`, `inductor` hands the graph to torch's compiler with `passes`, `programs` looks on `disk` first
+of torch's own that write into a tensor, `in_place` lets donated memory be written where it is, `loops` makes one loop of the
+program out of a `scan`, `inductor` hands the graph to torch's compiler with `passes`, `programs` looks on `disk` first
 (`identity` says what a function is), `cuda` records kernels, and `fallback` is plain `torch.compile` for versions of torch that
 this room was not tried with.
 

@@ -2,12 +2,16 @@
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+
+_turn = threading.RLock()
 
 
 class Generators(NamedTuple):
@@ -39,14 +43,18 @@ def install(states: Generators) -> None:
 
 @contextmanager
 def stream(states: Generators) -> Iterator[list[Generators]]:
-    """What runs inside draws from these states; the global generators are afterwards as before. The list gets the new states."""
-    outside, after = current(), [states]
-    install(states)
-    try:
-        yield after
-    finally:
-        after[0] = current()
-        install(outside)
+    """What runs inside draws from these states; the global generators are afterwards as before. The list gets the new states.
+
+    They are the process's: another thread waits until this one has put them back.
+    """
+    with _turn:
+        outside, after = current(), [states]
+        install(states)
+        try:
+            yield after
+        finally:
+            after[0] = current()
+            install(outside)
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """Environments that draw from global generators."""
 
 import random as python
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -122,3 +125,26 @@ def test_what_is_drawn_in_the_making_is_not_drawn_again():
         feed.publish(algo.init(random.key(1)))
         first = next(feed).inputs.obs[0]
     assert (first[:, :3] != first[:, 3:]).all()
+
+
+def test_two_threads_take_turns():
+    """Each would else take the other's states for those outside, and put them back last."""
+    before, inside = current(), threading.Event()
+
+    def first():
+        with stream(seeded(1)):
+            inside.set()
+            time.sleep(0.1)
+            return np.random.rand()
+
+    def second():
+        inside.wait()
+        with stream(seeded(2)):
+            time.sleep(0.3)
+            return np.random.rand()
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [future.result() for future in (pool.submit(first), pool.submit(second))]
+    assert found == [np.random.RandomState(seed).rand() for seed in (1, 2)]
+    assert torch.equal(current().torch, before.torch)
+    assert current().python == before.python

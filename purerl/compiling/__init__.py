@@ -14,7 +14,7 @@ this room was not tried with.
 | `_inductor.compile_fx_inner`, `_guards` | from the graph to a program | every test of `compile` |
 | `_inductor`: settings, passes, the ISA probe | speed, corrections | test_compiled_tanh_uses_it, test_what_a_turn_leaves_... |
 | `_C._aoti`, `_C._dynamo.guards` | a program from disk | test_other_processes_load_what_one_has_compiled |
-| a fake tensor's `untyped_storage()._cdata` | which tensors share memory | test_memory_that_was_written_cannot_be_read_as_it_was |
+| `_cdata` of a storage, `_ops.OpOverload` | who shares memory, who writes | test_memory_that_was_written_cannot_be_... |
 | `_higher_order_ops.utils` | the order of what a loop writes | test_steps_write_in_place_and_give_the_numbers_of_... |
 | `_higher_order_ops.scan.scan` | a scan under one's own `torch.compile` | test_torch_compile_takes_the_fused_step_as_it_is |
 """

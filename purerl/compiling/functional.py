@@ -5,9 +5,9 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule
 
+from purerl.compiling import graphs
 from purerl.compiling.tracing import TraceError
 
 _SPLITS = (torch.ops.aten.split.Tensor, torch.ops.aten.split_with_sizes.default, torch.ops.aten.unsafe_split.Tensor)
@@ -28,9 +28,8 @@ def rewrite(module: GraphModule) -> None:
 
 
 def _writes(node: Any) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
-        return False
-    return not (node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder")
+    donates = node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder"
+    return graphs.writes(node.target) and not donates
 
 
 def _replace(graph: Graph, node: Any) -> None:
@@ -39,7 +38,7 @@ def _replace(graph: Graph, node: Any) -> None:
     order = {x: i for i, x in enumerate(graph.nodes)}
     for other in itertools.takewhile(lambda x: x is not node, order):
         is_same = other is written or _writes(other)  # what another such operation returns is the tensor that it wrote into
-        is_view = not is_same and _shares(other, written) and not _apart(other, written)
+        is_view = not is_same and graphs.storage(other) == graphs.storage(written) and not _apart(other, written)
         if is_view and any(order[user] > order[node] for user in other.users):
             raise TraceError(
                 f"torch's {name} writes into a view of a tensor that is read again, which cannot be compiled here; write the same "
@@ -54,11 +53,6 @@ def _replace(graph: Graph, node: Any) -> None:
             user.replace_input_with(written, new)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
-
-
-def _shares(x: Node, y: Node) -> bool:
-    a, b = x.meta.get("val"), y.meta.get("val")
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
 def _apart(x: Any, y: Any) -> bool:

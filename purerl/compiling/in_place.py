@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from purerl.compiling import graphs
 from purerl.compiling.tracing import TraceError
 
 aten = torch.ops.aten
@@ -105,9 +105,9 @@ def _keep_copies(graph: Graph, versions: Sequence[Any]) -> None:
 
 
 def _views(graph: Graph, versions: Sequence[Any]) -> list[Any]:
-    storages = {version.meta["val"].untyped_storage()._cdata for version in versions}
-    tensors = [x for x in graph.nodes if isinstance(x.meta.get("val"), Tensor)]
-    return [x for x in tensors if x.meta["val"].untyped_storage()._cdata in storages]
+    """The nodes whose tensors lie in the memory of some versions, those among them."""
+    storages = {graphs.storage(version) for version in versions}
+    return [node for node in graph.nodes if graphs.storage(node) in storages]
 
 
 def _touch(graph: Graph, place: Any, version: Any) -> None:

@@ -11,6 +11,8 @@ from torch._inductor.ir import Layout, WhileLoop
 from torch._inductor.pattern_matcher import Arg, CallFunction, Match, PatternMatcherPass, register_graph_pattern
 from torch._inductor.virtualized import V
 
+from purerl.compiling import graphs
+
 aten = torch.ops.aten
 LARGE = 1 << 16  # bytes of memory that a loop is not handed a copy of
 _SchedulerPass: Any = getattr(custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)  # torch 2.11 has one kind of pass
@@ -83,12 +85,12 @@ class OwnMemory(CustomGraphPass):
                 loop.args = (body, carry, [_copy(graph, x) for x in xs], closed_over)
         output = graph.output_node()
         results: Any = output.args[0]
-        taken: set[int] = set()
+        taken: set[int | None] = set()
         owned: list[Any] = []
         with graph.inserting_before(output):
             for x in results:
-                owned.append(_copy(graph, x) if _storage(x) in taken else x)
-                taken.add(_storage(x))
+                owned.append(_copy(graph, x) if graphs.storage(x) in taken else x)
+                taken.add(graphs.storage(x))
         output.args = (tuple(owned),)
 
     def uuid(self) -> bytes:
@@ -153,7 +155,7 @@ def _copy(graph: torch.fx.Graph, x: Any) -> Any:
 def _stays(body: torch.fx.GraphModule) -> set[int]:
     """Which of its inputs a loop's body writes into, or hands on as they are."""
     inputs = body.graph.find_nodes(op="placeholder")
-    writes = [x for x in body.graph.nodes if isinstance(x.target, torch._ops.OpOverload) and x.target._schema.is_mutable]
+    writes = [x for x in body.graph.nodes if graphs.writes(x.target)]
     results: Any = body.graph.output_node().args[0]
     handed_on = {i for i, x in enumerate(inputs[: len(results)]) if results[i] is x and x.meta["val"].nbytes >= LARGE}
     return {inputs.index(x.args[0]) for x in writes if x.args[0] in inputs} | handed_on
@@ -161,9 +163,3 @@ def _stays(body: torch.fx.GraphModule) -> set[int]:
 
 def _is_large_memory(x: torch.fx.Node) -> bool:
     return (x.op == "placeholder" or x.target is aten.index_put.default) and x.meta["val"].nbytes >= LARGE
-
-
-def _storage(x: Any) -> int:
-    """A number that two nodes share if their tensors share memory."""
-    value = x.meta.get("val") if isinstance(x, torch.fx.Node) else None
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) else -1

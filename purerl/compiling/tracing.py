@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from purerl import compiling
+from purerl.compiling import graphs
 
 _MOVES = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten._to_copy.default, torch.ops.prims.device_put.default)
 _LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, tensordict.__file__, __file__))
@@ -135,7 +136,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _asks_for_numbers(func, args):
             raise TraceError(_by_value(traceback.extract_stack()))
-        if func._schema.is_mutable and not (func is torch.ops.aten.copy_.default and id(args[0]) in _writable):
+        if graphs.writes(func) and not (func is torch.ops.aten.copy_.default and id(args[0]) in _writable):
             frames = traceback.extract_stack()
             inner = list(itertools.takewhile(lambda frame: frame.filename.startswith(_LIBRARIES), reversed(frames)))
             if len(inner) < len(frames) and not any(part in frame.filename for frame in inner for part in _WRITES_ITS_OWN):

@@ -58,20 +58,26 @@ def renamed(x: Tensor) -> Tensor:
     return x.view_as(x) if compiling.is_mapping() else x.data
 
 
-def check_apart(donated: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-    """Raise a `ValueError` if other arguments lie in donated memory: they would change while the function computes."""
-    places = [(x.data_ptr(), x.data_ptr() + _extent(x)) for x in donated]
-    for i, x in enumerate([*donated, *others]):
-        start, end = x.data_ptr(), x.data_ptr() + _extent(x)
-        if any(start < b and a < end for j, (a, b) in enumerate(places) if i != j):
-            raise ValueError(
-                f"compile: a tensor of shape {list(x.shape)} lies in memory that is donated along with it, and would change under "
-                "the function; hand over a copy of it"
-            )
+def check_apart(tensors: Sequence[Tensor], donated: Sequence[int], extents: Sequence[int]) -> None:
+    """Raise a `ValueError` if arguments lie in donated ones: they would change while the function computes.
+
+    Args:
+        donated: which of the tensors are.
+        extents: bytes that each tensor spans (`extent`); they are the same at every call, and this is done at every call.
+    """
+    starts = [x.data_ptr() for x in tensors]
+    for i in donated:
+        start, end = starts[i], starts[i] + extents[i]
+        for j, other in enumerate(starts):
+            if other < end and start < other + extents[j] and j != i and extents[j]:
+                raise ValueError(
+                    f"compile: a tensor of shape {list(tensors[j].shape)} lies in memory that is donated along with it, and would "
+                    "change under the function; hand over a copy of it"
+                )
 
 
-def _extent(x: Tensor) -> int:
-    """Bytes from the first number to behind the last one."""
+def extent(x: Tensor) -> int:
+    """Bytes from a tensor's first number to behind its last one."""
     if not x.numel():
         return 0
     return (1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))) * x.itemsize

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purerl import tree
+from purerl import donation, tree
 from purerl.compiling import disk, fallback
 
 Run = Callable[[list[Tensor]], list[Tensor]]
@@ -21,11 +21,13 @@ class Built(NamedTuple):
         run: of the tensors, as a list that it empties, to the results' leaves but for donated memory that comes back.
         structure: the results'.
         given: which of the tensors are that memory; empty if none comes back.
+        extents: bytes that each tensor spans.
     """
 
     run: Run
     structure: Any
     given: tuple[int, ...]
+    extents: tuple[int, ...]
 
 
 def kind(x: Any) -> Any:
@@ -88,13 +90,13 @@ def build(leafwise: Callable, leaves: Sequence[Any], structure: Any, threads: in
         n_written: how many of the first tensors it may write into, by `copy_` of the whole.
     """
     tensors = [x for x in leaves if isinstance(x, Tensor)]
-    given = _donated(leaves, structure)
+    given, extents = _donated(leaves, structure), tuple(map(donation.extent, tensors))
     on_cpu = all(x.device.type == "cpu" for x in tensors)
     name = disk.name("call", leafwise, structure, [kind(x) for x in leaves], threads, n_written) if on_cpu else None
     found = disk.load(name) if name else None
     if found is not None:
         run = _with(disk.run(found.library), found.constants)
-        return Built(run, found.structure, _in_place(given, found.structure))
+        return Built(run, found.structure, _in_place(given, found.structure), extents)
 
     program, structures = on_tensors(leafwise, leaves, structure)
     with _without_collecting():
@@ -109,7 +111,7 @@ def build(leafwise: Callable, leaves: Sequence[Any], structure: Any, threads: in
             disk.save(name, library, structures[0], graph.constants)
         if by_graph:  # what is found by its graph has just been traced: its structure, of one's own classes perhaps, is known
             disk.save(by_graph, library, None, graph.constants)
-    return Built(_with(run, graph.constants), structures[0], _in_place(given, structures[0]))
+    return Built(_with(run, graph.constants), structures[0], _in_place(given, structures[0]), extents)
 
 
 @contextlib.contextmanager
@@ -129,7 +131,8 @@ def build_plainly(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> 
     copies = [tree.copy(x) if is_donated else x for x, is_donated in zip(leaves, tree.donated(structure), strict=True)]
     _, results = leafwise(copies, structure)
     run = fallback.build(on_tensors(leafwise, leaves, structure)[0])
-    return Built(run, results, _in_place(_donated(leaves, structure), results))
+    extents = tuple(donation.extent(x) for x in leaves if isinstance(x, Tensor))
+    return Built(run, results, _in_place(_donated(leaves, structure), results), extents)
 
 
 def trace(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[list[bool], list[Tensor], Any]:

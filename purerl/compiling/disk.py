@@ -47,6 +47,11 @@ def folder() -> Path:
     return Path(os.environ.get("PURERL_CACHE") or Path(home) / "purerl")
 
 
+def libraries() -> int:
+    """How many compiled programs there are."""
+    return sum(1 for _ in folder().glob("*.so"))
+
+
 def name(*parts: Any) -> str | None:
     """The name of a program: the digest of what it is made of, on this machine and with these settings; None if that is unknown.
 

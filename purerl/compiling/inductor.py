@@ -16,9 +16,10 @@ from torch._inductor.custom_graph_pass import get_hash_for_files
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from purerl import random
-from purerl.compiling import passes
+from purerl.compiling import disk, passes
 from purerl.compiling.tracing import Graph
 
+FEW = 4  # programs that take as long to compile without precompiled headers as those take to make
 CPP_WRAPPER = torch.__version__ >= "2.13"  # earlier ones cannot express a loop in C++
 
 
@@ -62,6 +63,7 @@ def options(threads: int) -> dict[str, Any]:
     return {
         "cpp_wrapper": CPP_WRAPPER,  # halves the overhead of a call and of a loop's turn
         "cpp_wrapper_build_separate": True,  # two compilers side by side, and no optimization of what allocates
+        "cpp_cache_precompile_headers": disk.libraries() >= FEW,
         "cpp.threads": threads,
         "cpp.enable_loop_tail_vec": False,
         "realize_opcount_threshold": 16,  # keeps the generator's rounds from being inlined into each other, exponentially

@@ -20,7 +20,7 @@ def spent(arguments: list[str], cache: str) -> Stretch:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
 
-    env = {**os.environ, "PURERL_CACHE": f"{cache}/purerl", "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
+    env = {**os.environ, "PURERL_CACHE": f"{cache}/purerl", "TMPDIR": cache}  # inductor keeps programs and headers in TMPDIR
     cpu, start = now(), time.perf_counter()
     subprocess.run([sys.executable, "-m", "purerl", *arguments], env=env, check=True, stdout=subprocess.DEVNULL)
     return Stretch(1, now() - cpu, {"wall s": time.perf_counter() - start})

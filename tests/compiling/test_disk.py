@@ -14,7 +14,7 @@ from tensordict import TensorClass
 from purerl import compile, envs, fuse, make_a2c, make_ppo, random, tree, vmap
 from purerl import config as cfg
 from purerl.algos import A2CConfig, PPOConfig
-from purerl.compiling import disk, identity, tracing
+from purerl.compiling import disk, identity, inductor, tracing
 
 SMALL = {"n_envs": 2, "n_steps": 4, "hidden": (8,)}
 
@@ -240,3 +240,11 @@ def test_a_state_of_a_class_that_cannot_be_pickled():
     for _ in range(2):  # the second time it is found by its graph
         f = compile(lambda state: tree.replace(state, x=state.x * 3 + 1))
         assert f(Local(x=torch.ones(7))).x.tolist() == [4.0] * 7
+
+
+def test_headers_are_precompiled_once_they_pay(cache):
+    cache.mkdir()
+    assert not inductor.options(1)["cpp_cache_precompile_headers"]
+    for i in range(inductor.FEW):
+        (cache / f"{i}.so").touch()
+    assert inductor.options(1)["cpp_cache_precompile_headers"]

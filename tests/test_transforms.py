@@ -38,6 +38,12 @@ def test_scan_of_one_tensor_and_no_results():
     assert compile(vmap(total))(torch.zeros(2), xs).tolist() == [3, 12]
 
 
+def test_scan_from_a_number():
+    xs = torch.arange(6.0).reshape(2, 3)
+    total = lambda xs: scan(lambda c, x: (c + x, {}), torch.tensor(1.0), xs)[0]  # noqa: E731
+    assert compile(vmap(total))(xs).tolist() == [4, 13]
+
+
 def test_what_a_turn_leaves_is_not_overwritten_by_a_later_one():
     """Intermediates that library calls fill, carried on, handed to the next turn as the one before, and stacked."""
     generator = torch.Generator().manual_seed(2)

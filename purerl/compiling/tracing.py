@@ -82,6 +82,7 @@ def trace(
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
             _fold_moves(part)
+            _inline_numbers(part)
     functional.rewrite(module)
     in_place.settle(module, donated, compiling.writes() - before)
     module.graph.eliminate_dead_code()
@@ -170,6 +171,20 @@ def _fold_moves(part: torch.fx.GraphModule) -> None:
         moved.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(moved)
         part.graph.erase_node(node)
+
+
+def _inline_numbers(part: torch.fx.GraphModule) -> None:
+    """Let operations make constants of a single number: inductor's own ones cannot be reshaped."""
+    for node in part.graph.find_nodes(op="get_attr"):
+        value = getattr(part, node.target)
+        if isinstance(value, Tensor) and not isinstance(value, FakeTensor) and not value.ndim:
+            with part.graph.inserting_before(node):
+                number = part.graph.call_function(
+                    torch.ops.aten.full.default, ([], value.item()), {"dtype": value.dtype, "device": value.device}
+                )
+            number.meta = dict(node.meta)
+            node.replace_all_uses_with(number)
+            part.graph.erase_node(node)
 
 
 def is_literal(value: Any) -> bool:

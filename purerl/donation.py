@@ -53,6 +53,11 @@ def hand_on(tensors: Sequence[Tensor]) -> list[Tensor]:
     return new
 
 
+def is_spent(x: Tensor) -> bool:
+    """Whether it was donated, to a function that returned or failed."""
+    return isinstance(x, _Spent)
+
+
 def renamed(x: Tensor) -> Tensor:
     """The same memory as another tensor: no view where that can be, because a view remembers whose it is."""
     return x.view_as(x) if compiling.is_mapping() else x.data

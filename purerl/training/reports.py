@@ -108,13 +108,14 @@ class Figures:
             logs.RATE: round(moment.rate, 1),
             logs.LOST: moment.lost,
         }
-        for i, lane in enumerate(self._csv):
-            if going[i]:
-                lane.write({**clock, **{name: x[i] for name, x in figures.items()}})
+        rows: list[tuple[Any, dict[str, Any]]] = [
+            (lane, {**clock, **{name: x[i] for name, x in figures.items()}}) for i, lane in enumerate(self._csv) if going[i]
+        ]
         for group, members in self._members.items():
             members = [i for i in members if going[i]]
             if members:
-                self._tb[group].write({**clock, **{name: x[members].mean() for name, x in figures.items()}})
+                rows.append((self._tb[group], {**clock, **{name: x[members].mean() for name, x in figures.items()}}))
+        logs.write_all(rows)
         returns = figures["ReturnAverage"][going]
         self.mean_return = np.nan if np.isnan(returns).all() else float(np.nanmean(returns))
 
@@ -213,7 +214,8 @@ class Evaluator:
         if self._pending is None:
             return
         (steps, goings, found), self._pending = self._pending, None
-        for (lane, tensorboard), going, returns, lengths in zip(self._sinks, goings, *found.result(), strict=True):
+        rows: list[tuple[Any, dict[str, Any]]] = []
+        for sinks, going, returns, lengths in zip(self._sinks, goings, *found.result(), strict=True):
             if not going:
                 continue
             row: dict[str, Any] = {
@@ -223,8 +225,8 @@ class Evaluator:
                 "Evaluation/LengthAverage": lengths.mean(),
                 "Evaluation/Episodes": len(returns),
             }
-            lane.write(row)
-            tensorboard.write(row)
+            rows += [(sink, row) for sink in sinks]
+        logs.write_all(rows)
         self._path(steps).unlink(missing_ok=True)
 
     def close(self) -> None:

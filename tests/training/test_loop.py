@@ -218,6 +218,24 @@ def test_a_full_disk_ends_the_run_and_its_workers(tmp_path, small_run, monkeypat
     assert checkpoint.newest_meta(tmp_path / "checkpoints")["update"] > 0
 
 
+@pytest.mark.parametrize("name", ["progress.csv", "evaluation.csv"])
+def test_a_row_that_cannot_be_written_keeps_no_other_from_its_file(tmp_path, small_run, monkeypatch, name):
+    run = small_run(tmp_path, overrides={"lr": [1e-3, 1e-2]}, evaluating=training.Evaluating(eval_every=320, eval_episodes=1))
+    full, write = tmp_path / "lr=0.001" / "seed_000" / name, logs.CsvLog.write
+
+    def fill(self, row):
+        if self._path == full and row[logs.STEPS] == 320:
+            raise OSError(28, "No space left on device", str(self._path))
+        write(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logs.CsvLog, "write", fill)
+        with pytest.raises(OSError, match=f"No space left on device: '{full}'"):
+            training.train(run, tmp_path)
+    assert read_rows(tmp_path / "lr=0.01" / "seed_000" / name)[1][-1][logs.STEPS] == "320"
+    training.train(run, tmp_path, resume=True)
+
+
 def test_a_folder_with_checkpoints_is_no_place_for_a_new_run(tmp_path, small_run):
     run = small_run(tmp_path)
     training.train(run, tmp_path)

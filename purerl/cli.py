@@ -366,7 +366,7 @@ def _eval(folder: Path, episodes: int, steps: int, seed: int, video: Path | None
     if run.device != "cpu" and not torch.cuda.is_available():
         run = dataclasses.replace(run, device="cpu")  # trained elsewhere
     algo, env = training.build(run)
-    lanes, meta = training.load_state(folder, run, algo, env)
+    lanes, meta = training.load_state(folder, run, algo, env, lambda lanes: algo.acting(lanes.learner.algo))
     states = lanes.learner.algo
     click.echo(f"after {meta['update'] * algo.n_envs * algo.n_steps:,} steps:")
     returns, lengths = evaluate(algo, env, states, episodes, seed, steps)

@@ -22,7 +22,9 @@ def finished(out: Path, run: Run) -> bool:
     algo, meta = build(run)[0], checkpoint.newest_meta(out / "checkpoints")
     batch = algo.n_envs * algo.n_steps
     owed = run.evaluating.eval_every and meta.get("evaluated", 0) < run.steps // batch * batch
-    return meta.get("update", 0) >= run.steps // batch and not owed and not any((out / "checkpoints").glob("evaluation_*"))
+    if meta.get("update", 0) < run.steps // batch or owed or any((out / "checkpoints").glob("evaluation_*")):
+        return False
+    return checkpoint.newest_is_whole(out / "checkpoints")
 
 
 def train(

@@ -281,8 +281,13 @@ def _before_all(run: Run, algo: Algorithm, env: Env | envs.HostEnv, keys: Tensor
     return Lanes(learner=learner, going=going, updates=torch.zeros_like(going, dtype=torch.int64))
 
 
-def load_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> tuple[Lanes, dict[str, Any]]:
+def load_state(
+    out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv, part: Callable[[Lanes], Any] = lambda lanes: lanes
+) -> tuple[Lanes, dict[str, Any]]:
     """The newest whole checkpoint of a run: the state of all lanes, and its meta.
+
+    Args:
+        part: picks what is needed of it; the rest may be left without data.
 
     Raises:
         CheckpointError: there is none.
@@ -290,4 +295,4 @@ def load_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) ->
     n = len(lanes(run))
     keys, hyper = torch.zeros(n, 2, dtype=torch.int32), {name: torch.zeros(n) for name in run.sweep}
     template = shapes(lambda keys, hyper: _before_all(run, algo, env, keys, hyper), keys, hyper)
-    return checkpoint.load_newest(out / "checkpoints", template, run.device)
+    return checkpoint.load_newest(out / "checkpoints", template, run.device, part)

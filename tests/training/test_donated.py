@@ -4,13 +4,16 @@ import contextlib
 import itertools
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_trees_equal
+from click.testing import CliRunner
+from conftest import assert_trees_equal, peak_growth
 from tensordict import TensorDict
 
-from purerl import Donated, donation, training, tree
+from purerl import Donated, checkpoint, donation, training, tree
+from purerl.cli import main
 
 
 def plan(out, env, **kwargs):
@@ -75,6 +78,22 @@ def test_an_interrupted_run_is_resumed_with_the_same_bits(env, tmp_path):
     training.train(again, tmp_path / "lone")  # the lane of seed 0 and lr = 0.01
     lone, lane = final(tmp_path / "lone", again).learner.algo, tree.index(whole.learner.algo, slice(2, 3))
     assert_trees_equal(lone, lane, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system tells no peak")
+def test_an_evaluation_reads_no_memory(tmp_path):
+    def evaluate(capacity, *flags):  # of 24 bytes each
+        out = tmp_path / str(capacity)
+        run = training.plan("replaying:make", "CartPole-v1", 2, 640, {"capacity": capacity})
+        training.prepare(out, run)
+        state = training.initial_state(run, *training.build(run))
+        checkpoint.save_step(out / "checkpoints", 0, [state], {"update": 0})
+        grown, found = peak_growth(lambda: CliRunner().invoke(main, ["eval", str(out), "--episodes", "1", *flags]))
+        assert found.exit_code == 0, found.output
+        return grown
+
+    evaluate(96, "--video", str(tmp_path / "film.gif"))
+    assert evaluate(1_000_000) < 16e6
 
 
 def test_the_guard_keeps_the_good_state_without_a_copy_of_the_memory():

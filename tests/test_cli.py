@@ -40,6 +40,8 @@ def invoke(args, tmp_path):
         ([*TRAIN, "--steps", "100"], "steps = 100 is less than one batch of n_envs * n_steps = 4 * 128 = 512"),
         ([*TRAIN, "--gamma", "1.5"], "PPOConfig.gamma = 1.5 is not a number between 0.0 and 1.0"),
         ([*TRAIN, "--lr", "1e-3,-1"], "PPOConfig.lr = -1.0 is not a number at least 0.0"),
+        ([*TRAIN, "--n-envs", "4,8"], "n_envs = [4, 8] cannot be swept: it shapes the program; only lr, "),
+        ([*TRAIN, "--eval-every", "4,8"], "Evaluating.eval_every = [4, 8] is not an integer at least 0"),
         ([*TRAIN, "--lr", "fast"], "Invalid value for '--lr': 'fast' is not a number, nor several separated by commas"),
         ([*TRAIN, "--hidden", "64,x"], "Invalid value for '--hidden': '64,x' is not a list of whole numbers such as 64,64"),
         (

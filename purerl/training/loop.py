@@ -12,7 +12,7 @@ import torch
 from purerl import checkpoint
 from purerl.training.programs import Lanes, Runner, initial_state, load_state, make_runner
 from purerl.training.reports import Evaluator, Failure, Figures, Hook, Moment, Progress, every
-from purerl.training.run import Run, build, check_device, lanes, rows_written
+from purerl.training.run import Run, build, check_device, lanes, load_run, rows_written
 
 REPORT_EVERY = 0.2  # seconds
 
@@ -127,6 +127,8 @@ def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
             f"{folder}: the checkpoints are gone; the figures of the run's steps are still in {out}. "
             f"To begin anew, train into another folder, or delete {out} first"
         )
+    if not resume and load_run(out) != run:
+        raise checkpoint.CheckpointError(f"{out}: another run has been prepared here meanwhile")
     if saved and not resume:
         raise checkpoint.CheckpointError(f"{folder}: holds the checkpoints of a run; resume it, or train into another folder")
     return load_state(out, run, *build(run)) if saved else (None, {})

@@ -403,6 +403,36 @@ def test_checkpoints_that_are_gone_are_no_reason_to_begin_anew(tmp_path, small_r
     assert (tmp_path / "seed_000" / "progress.csv").read_text() == before
 
 
+def test_a_run_that_never_began_gives_its_folder_to_another(tmp_path, small_run, monkeypatch):
+    def fail(self, n):
+        raise ZeroDivisionError
+
+    run = small_run(tmp_path, overrides={"lr": [1e-3, 1e-2]})
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(training.Runner, "step", fail)
+        training.train(run, tmp_path)
+    other = small_run(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match=r": another run has been prepared here meanwhile$"):
+        training.train(run, tmp_path)
+    training.train(other, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "checkpoints", "config.json", "seed_000", "tb"]
+    for gone in ("checkpoints", "seed_000"):
+        with pytest.raises(ValueError, match="already holds a run"):
+            small_run(tmp_path)
+        shutil.rmtree(tmp_path / gone)
+    small_run(tmp_path)  # neither a state nor a figure is left
+
+
+def test_a_run_whose_algorithm_has_another_code_by_now(tmp_path, small_run, monkeypatch):
+    run = small_run(tmp_path)
+    training.train(run, tmp_path)
+    with pytest.raises(ValueError, match=r"^a2c has no config field depth any more, which the run's config.json has$"):
+        training.train(dataclasses.replace(run, config={**run.config, "depth": 3}), tmp_path, resume=True)
+    other = dataclasses.replace(run, config={**run.config, "hidden": [9]})
+    with pytest.raises(checkpoint.StructureError, match=r"changed since: .*actor.weight is F32 \[1, 2, 8\], not F32 \[1, 2, 9\]"):
+        training.train(other, tmp_path, resume=True)
+
+
 def test_two_cannot_train_the_same_run(tmp_path, small_run):
     run = small_run(tmp_path)
 

@@ -244,7 +244,7 @@ def _check_structure(path: Path, head: _Head, wanted: dict[str, Tensor]) -> None
     if different:
         more = f"; and {len(different) - SHOWN} others" if len(different) > SHOWN else ""
         raise StructureError(
-            f"{path}: its state is another one than the program's, whose code has changed since: {'; '.join(different[:SHOWN])}{more}"
+            f"{path}: its state is not the one of the program, whose code has changed since: {'; '.join(different[:SHOWN])}{more}"
         )
 
 

@@ -167,6 +167,8 @@ class _Algorithms(click.Group):
 @click.version_option(package_name="purerl")
 def main() -> None:
     """Deep reinforcement learning as pure functions in PyTorch."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `purerl/__init__.py` has set it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.formatwarning = lambda message, category, *rest: f"{category.__name__}: {message}\n"  # without a line of the source
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # for environments and algorithms in modules of one's own

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import gymnasium as gym
@@ -240,6 +241,15 @@ def test_ctrl_c_while_compiling_ends_soon_and_says_so(tmp_path, number):
     assert said == f"Error: interrupted; go on with: purerl resume {tmp_path / 'run'}\n"
     assert child.returncode == 1
     assert [path.stem for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000000000000"]
+
+
+@pytest.mark.parametrize("imported", ["tensordict", "click"])
+@pytest.mark.parametrize("program", [["-m", "purerl"], [str(Path(sys.executable).parent / "purerl")]], ids=["module", "script"])
+def test_ctrl_c_during_imports_is_quiet(tmp_path, imported, program):
+    (tmp_path / f"{imported}.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, *program, "list"], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")  # which a shell calls 130
 
 
 TWICE = """

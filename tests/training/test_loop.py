@@ -408,9 +408,10 @@ def test_a_run_that_never_began_gives_its_folder_to_another(tmp_path, small_run,
         raise ZeroDivisionError
 
     run = small_run(tmp_path, overrides={"lr": [1e-3, 1e-2]})
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch:
         patch.setattr(training.Runner, "step", fail)
-        training.train(run, tmp_path)
+        with pytest.raises(ZeroDivisionError):
+            training.train(run, tmp_path)
     other = small_run(tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match=r": another run has been prepared here meanwhile$"):
         training.train(run, tmp_path)

@@ -51,17 +51,43 @@ def train(
         Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
     """
     out = out.absolute()  # an environment may go to another folder
-    _keep_freed_memory()
-    with checkpoint.locked(out), _threads(run.threads or torch.get_num_threads()):
+    with checkpoint.locked(out), _threads(run.threads or torch.get_num_threads()), _keeping_freed_memory(), _thawing():
         return _train(run, out, resume, report, checkpoint_every)
 
 
-def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed: a program soon asks for the same again, and new pages are filled with zeros first."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        for parameter, value in ((-4, 0), (-1, (1 << 31) - 1), (-2, 1 << 26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-            mallopt(parameter, value)
+@contextlib.contextmanager
+def _keeping_freed_memory() -> Iterator[None]:
+    """Let the C library keep what is freed: a program soon asks for the same again, and new pages are filled with zeros first.
+
+    Afterwards it gives all of that back, and what is freed from then on as by itself. What it was told before cannot be asked: its
+    thresholds are put where they come to stand after large allocations (mallopt(3)).
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        set_option, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError):  # another C library
+        yield
+        return
+    mmap_max, mmap_threshold, top_pad, trim_threshold = -4, -3, -2, -1
+    for parameter, value in ((mmap_max, 0), (trim_threshold, (1 << 31) - 1), (top_pad, 1 << 26)):
+        set_option(parameter, value)
+    try:
+        yield
+    finally:
+        for parameter, value in ((mmap_max, 1 << 16), (mmap_threshold, 1 << 25), (trim_threshold, 1 << 26), (top_pad, 1 << 17)):
+            set_option(parameter, value)
+        trim(0)
+
+
+@contextlib.contextmanager
+def _thawing() -> Iterator[None]:
+    """Let the garbage collector visit again what is frozen meanwhile, unless something was before: it cannot be told apart."""
+    frozen = gc.get_freeze_count()
+    try:
+        yield
+    finally:
+        if not frozen:
+            gc.unfreeze()
 
 
 @contextlib.contextmanager

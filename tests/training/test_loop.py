@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import multiprocessing
 import os
@@ -432,6 +433,18 @@ def test_a_run_whose_algorithm_has_another_code_by_now(tmp_path, small_run, monk
     other = dataclasses.replace(run, config={**run.config, "hidden": [9]})
     with pytest.raises(checkpoint.StructureError, match=r"changed since: .*actor.weight is F32 \[1, 2, 8\], not F32 \[1, 2, 9\]"):
         training.train(other, tmp_path, resume=True)
+
+
+def test_training_leaves_the_process_as_it_was(tmp_path, small_run):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    training.train(small_run(tmp_path), tmp_path)
+    assert gc.get_freeze_count() == 0
+    before = resident()
+    large = torch.ones(1 << 25)
+    del large
+    assert resident() - before < 1 << 24
 
 
 def test_two_cannot_train_the_same_run(tmp_path, small_run):

@@ -174,8 +174,12 @@ class Evaluator:
                 warnings.warn(f"{error}; the evaluation after {steps} steps is left out", stacklevel=3)
                 self._path(steps).unlink()
                 continue
-            self._pending = steps, _going(runner), self._evaluate(owed)
+            self._pending = steps, self._going(runner, steps), self._evaluate(owed)
             self._collect()
+
+    def _going(self, runner: Runner, steps: int) -> list[bool]:
+        """Which lanes were going after so many steps."""
+        return runner.gather(lambda tile: tile.updates * self._batch >= steps).tolist()
 
     def _path(self, steps: int) -> Path:
         return self._folder / f"evaluation_{steps:012d}.safetensors"
@@ -195,7 +199,7 @@ class Evaluator:
             acting = runner.gather(self._acting)
             checkpoint.save(self._path(steps), [acting], {})
             self.evaluated = steps
-            self._pending = steps, _going(runner), self._evaluate(acting)
+            self._pending = steps, self._going(runner, steps), self._evaluate(acting)
         if self._pending and (last or not self._background or self._pending[-1].done()):
             self._collect()
 
@@ -238,10 +242,6 @@ class Evaluator:
         for lane, tensorboard in self._sinks:
             lane.close()
             tensorboard.close()
-
-
-def _going(runner: Runner) -> list[bool]:
-    return runner.gather(lambda tile: tile.going).tolist()
 
 
 def evaluate_run(run: Run, acting: Any) -> Evaluation:

@@ -322,6 +322,23 @@ def test_an_evaluation_that_was_interrupted_is_made_up(tmp_path, monkeypatch, ba
     assert not list((tmp_path / "cut" / "checkpoints").glob("evaluation_*"))
 
 
+def test_an_evaluation_is_made_up_for_the_lanes_that_went_on_then(tmp_path, monkeypatch, small_run):
+    run = small_run(tmp_path, overrides={"lr": [1e-3, 1e-2]}, evaluating=training.Evaluating(eval_every=32))
+    learner = training.HostState(algo=torch.zeros(2), episodes=TensorDict(), key=torch.zeros(2, 2, dtype=torch.int32))
+    tile = training.Lanes(learner=learner, going=torch.tensor([True, False]), updates=torch.tensor([10, 7]))  # the second stopped
+    runner = training.Runner(training.programs.Program(lambda tile, n: iter(())), [tile], 10)
+    (tmp_path / "checkpoints").mkdir()
+    for steps in (224, 256):
+        checkpoint.save(tmp_path / "checkpoints" / f"evaluation_{steps:012d}.safetensors", [learner.algo], {})
+    monkeypatch.setattr(training.reports, "evaluate_run", lambda run, acting: (np.ones((2, 3)), np.ones((2, 3))))
+    evaluator = training.Evaluator(run, lambda algo: algo, tmp_path, 320, 320, 32)
+    evaluator.make_up(runner)
+    evaluator.close()
+    runner.close()
+    found = [[steps for steps, *_ in read_evaluations(tmp_path / f"lr={lr}" / "seed_000")] for lr in ("0.001", "0.01")]
+    assert found == [[224, 256], [224]]
+
+
 def test_an_evaluation_that_was_not_even_begun_is_made_up(tmp_path, monkeypatch, small_run):
     evaluating = training.Evaluating(eval_every=200, eval_episodes=2)
     run = small_run(tmp_path, evaluating=evaluating)
@@ -435,6 +452,7 @@ def test_a_run_whose_algorithm_has_another_code_by_now(tmp_path, small_run, monk
         training.train(other, tmp_path, resume=True)
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system tells no size")
 def test_training_leaves_the_process_as_it_was(tmp_path, small_run):
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")

@@ -278,7 +278,7 @@ def write(memory: Donated, rows: Tensor, values: Any) -> Donated:
         SpentError: it was donated before.
         ValueError: the names, shapes or dtypes are not the memory's; nothing is written then.
         IndexError: there is no such row. Where it is compiled, a CPU raises a RuntimeError, "index out of bounds", and a GPU fails
-            for good. The memory is not spent then, but other rows of it may be written.
+            for good; the memory, of which a part may be written, is then spent.
     """
     leaves, structure = tree.flatten(memory)
     new = _in_order_of(memory, leaves, rows, values)

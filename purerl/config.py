@@ -30,6 +30,12 @@ def count(default: int, help: str, low: int = 1) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "kind": "an integer", "low": low, "high": math.inf})
 
 
+def positive(default: float, help: str, high: float = math.inf) -> Any:
+    """A float field above zero; it shapes the program."""
+    low = math.ulp(0.0)
+    return dataclasses.field(default=default, metadata={"help": help, "kind": "a number", "low": low, "high": high})
+
+
 def counts(default: tuple[int, ...], help: str, low: int = 1) -> Any:
     """A tuple of integers of at least `low`; it shapes the program."""
     return dataclasses.field(default=default, metadata={"help": help, "each": low})

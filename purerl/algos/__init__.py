@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any
 
 from purerl.algos.a2c import A2CConfig, make_a2c
+from purerl.algos.dqn import DQNConfig, make_dqn
 from purerl.algos.ppo import PPOConfig, make_ppo
 from purerl.base import Algorithm, EnvSpec
 
 Maker = Callable[..., Algorithm]  # make(spec, config=None), or make(spec) where there is nothing to configure
 ALGORITHMS: dict[str, Maker] = {
     "a2c": make_a2c,
+    "dqn": make_dqn,
     "ppo": make_ppo,
 }
 
@@ -117,6 +119,7 @@ def default_config(name: str, spec: EnvSpec) -> Any:
 __all__ = [
     "ALGORITHMS",
     "A2CConfig",
+    "DQNConfig",
     "Maker",
     "PPOConfig",
     "config_class",
@@ -124,5 +127,6 @@ __all__ = [
     "find",
     "make",
     "make_a2c",
+    "make_dqn",
     "make_ppo",
 ]

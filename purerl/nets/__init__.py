@@ -16,18 +16,23 @@ from purerl.nets.modules import (
     torso,
 )
 from purerl.nets.networks import Network, as_network, check_carry, feed_forward, has_memory, recurrent, step, unroll
+from purerl.nets.values import ActionValues, Noisy, Plain, check_action_values
 
 __all__ = [
     "ACTIVATIONS",
     "SCHEMES",
+    "ActionValues",
     "ActorCritic",
     "Flatten",
     "GaussianHead",
     "NatureCNN",
     "Network",
+    "Noisy",
+    "Plain",
     "apply",
     "as_network",
     "blank",
+    "check_action_values",
     "check_actor_critic",
     "check_carry",
     "check_output",

@@ -68,13 +68,15 @@ def update(priorities: Prioritized, n_rows: int, rows: Tensor, errors: Tensor, a
     """Give rows the absolute errors they were found with as priorities. It *donates* the tree.
 
     Args:
-        rows: `[M]` as they were drawn; of one that was drawn several times, the largest error counts.
+        rows: `[M]` as they were drawn; of one that was drawn several times, the largest error counts, and one that cannot be
+            learnt from any more stays as it is.
         errors: `[M]` float32 of any sign.
     """
     found = errors.abs() + FLOOR
     largest = torch.where(rows[:, None] == rows, found, 0.0).amax(-1)
+    known = sum_tree.weights(priorities.tree, n_rows)[rows] > 0
     return Prioritized(
-        tree=sum_tree.update(priorities.tree, n_rows, rows, largest**alpha),
+        tree=sum_tree.update(priorities.tree, n_rows, rows, torch.where(known, largest**alpha, 0.0)),
         highest=torch.maximum(priorities.highest, found.max()),
         n_valid=priorities.n_valid.clone(),
     )

@@ -102,12 +102,11 @@ def init(obs: Any, action: Tensor, capacity: int, n_envs: int, observations: Obs
     """
     if capacity < n_envs:
         raise ValueError(f"capacity = {capacity} is less than one step of each of n_envs = {n_envs}")
-    n_slots = -(-capacity // n_envs) + 1 + observations.history
     device = action.device
     example = {**observations.init(obs), "action": action, "reward": torch.zeros((), device=device)}
 
     def rows(x: Tensor) -> Tensor:
-        return torch.zeros((n_slots * n_envs, *x.shape), dtype=x.dtype, device=device)
+        return torch.zeros((n_rows(capacity, n_envs, observations), *x.shape), dtype=x.dtype, device=device)
 
     return Steps(
         content=Donated(memory=TensorDict(tree.map(rows, example))),
@@ -116,6 +115,11 @@ def init(obs: Any, action: Tensor, capacity: int, n_envs: int, observations: Obs
         valid=torch.zeros(n_envs, dtype=torch.bool, device=device),
         done=torch.zeros(n_envs, dtype=torch.bool, device=device),
     )
+
+
+def n_rows(capacity: int, n_envs: int, observations: Observations) -> int:
+    """How many rows the ring of a capacity has."""
+    return (-(-capacity // n_envs) + 1 + observations.history) * n_envs
 
 
 def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, Added]:
@@ -183,7 +187,7 @@ def transitions(steps: Steps, rows: Tensor, n: int, gamma: Tensor, observations:
         rows: `[M]` int64, valid ones.
         gamma: `[]` the discount.
     """
-    n_envs, n_rows = len(steps.done), len(steps.flags.memory["flags"])
+    n_envs, total = len(steps.done), len(steps.flags.memory["flags"])
     newest = (steps.n_added - 1) % n_slots_of(steps)
     ahead = (newest - rows // n_envs) % n_slots_of(steps)  # slots up to the newest
     row, reward, discount = rows, torch.zeros(rows.shape, device=rows.device), torch.ones(rows.shape, device=rows.device)
@@ -196,13 +200,13 @@ def transitions(steps: Steps, rows: Tensor, n: int, gamma: Tensor, observations:
         last = torch.where(goes_on, row, last)
         terminated = terminated | (goes_on & ((flags & TERMINATED) > 0))
         goes_on = goes_on & ((flags & (TERMINATED | TRUNCATED)) == 0)
-        row = (row + n_envs) % n_rows
+        row = (row + n_envs) % total
     return Transitions(
         obs=observations.get(steps, rows),
         action=steps.content.memory["action"][rows],
         reward=reward,
         discount=torch.where(terminated, 0.0, discount),
-        next_obs=observations.get(steps, (last + n_envs) % n_rows),
+        next_obs=observations.get(steps, (last + n_envs) % total),
     )
 
 
@@ -224,13 +228,13 @@ def frames(n_frames: int) -> Observations:
         return (obs[:, :, 0] == 0).flatten(2).all(2)
 
     def get(steps: Steps, rows: Tensor) -> Tensor:
-        n_envs, n_rows = len(steps.done), len(steps.flags.memory["flags"])
+        n_envs, total = len(steps.done), len(steps.flags.memory["flags"])
         older, row, missing = [], rows, torch.zeros_like(rows, dtype=torch.bool)
         for _ in range(n_frames - 1):
             flags = steps.flags.memory["flags"][row]
             opens = (flags & OPENS) > 0
             missing = missing | (opens & ((flags & BLANK) > 0))
-            row = torch.where(opens, row, (row - n_envs) % n_rows)
+            row = torch.where(opens, row, (row - n_envs) % total)
             older.append((row, missing))
         places, missings = [torch.stack(xs, -1) for xs in zip((rows, torch.zeros_like(missing)), *older, strict=True)]
         found = steps.content.memory["frame"][places.flip(-1)]

@@ -30,9 +30,8 @@ def count(default: int, help: str, low: int = 1) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "kind": "an integer", "low": low, "high": math.inf})
 
 
-def positive(default: float, help: str, high: float = math.inf) -> Any:
-    """A float field above zero; it shapes the program."""
-    low = math.ulp(0.0)
+def constant(default: float, help: str, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A float field in `[low, high]` that shapes the program: it cannot be swept."""
     return dataclasses.field(default=default, metadata={"help": help, "kind": "a number", "low": low, "high": high})
 
 

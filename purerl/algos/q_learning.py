@@ -1,6 +1,7 @@
 """What the algorithms share that learn action values from a replay: the state, acting, and the gradient step."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -56,8 +57,8 @@ class Head(NamedTuple):
     Attributes:
         size: numbers an action.
         values: `values(out [..., size]) -> [...]`, the expected return.
-        loss: `loss(out [M, size], next_out [M, size], reward [M], discount [M]) -> (loss [M], error [M])`, of the action taken and of the
-            one that the bootstrap takes; the absolute error is what priorities are made of.
+        loss: `loss(out [M, size], next_out [M, size], reward [M], discount [M]) -> (loss [M], error [M])`, of the action taken and
+            of the one that the bootstrap takes; the absolute error is what priorities are made of.
     """
 
     size: int
@@ -81,7 +82,14 @@ class Model(NamedTuple):
     n_noise: int
 
 
-def make_model(spec: EnvSpec, config: Any, head: Head, layer: nets.values.Layer, net: nn.Module | None) -> Model:
+def make_model(
+    spec: EnvSpec,
+    config: Any,
+    head: Head,
+    layer: nets.values.Layer,
+    net: nn.Module | None,
+    norm: nets.modules.Norm = nets.modules.unnormalized,
+) -> Model:
     """The config's network, or the user's.
 
     Raises:
@@ -99,9 +107,9 @@ def make_model(spec: EnvSpec, config: Any, head: Head, layer: nets.values.Layer,
     with torch.device("meta"):
         module: nn.Module
         if net is None:
-            torso, width = nets.torso(spec.observation_space, config.hidden[:-1], config.activation)
+            torso, width = nets.torso(spec.observation_space, config.hidden[:-1], config.activation, norm=norm)
             last = config.hidden[-1] if config.hidden else 0
-            module = nets.ActionValues(torso, width, last, n_actions, head.size, config.activation, config.dueling, layer)
+            module = nets.ActionValues(torso, width, last, n_actions, head.size, config.activation, config.dueling, layer, norm)
         else:
             module = _Quiet(net, n_actions, head.size)
     n_noise = module.n_noise
@@ -124,7 +132,8 @@ def make_replay(spec: EnvSpec, config: Any) -> Replay:
         raise ValueError(
             f"{name}.capacity = {config.capacity} is less than a batch of n_envs * n_steps = {config.n_envs} * {config.n_steps}"
         )
-    if config.frames and not (nets.is_image(spec.observation_space) and spec.observation_space.shape[0] == config.frames):
+    stacked = nets.is_image(spec.observation_space) and (spec.observation_space.shape or ())[0] == config.frames
+    if config.frames and not stacked:
         raise ValueError(
             f"{name}.frames = {config.frames}: observations are {spec.observation_space}, not stacks of {config.frames} images "
             f"[{config.frames}, H, W] of bytes"
@@ -160,9 +169,51 @@ def values(model: Model, params: TensorDict, obs: Any, noise: Tensor) -> Tensor:
     return out
 
 
-def acting(state: QState) -> Acting:
-    """What acting needs of the state."""
+def acting(state: Any) -> Acting:
+    """What acting needs of a state with `params` and `epsilon`."""
     return Acting(params=state.params, epsilon=state.epsilon)
+
+
+def draw(model: Model, key: Tensor) -> TensorDict:
+    """One environment's randomness: whether to explore, with which action, and the network's noise."""
+    keys = random.split(key, 3)
+    explore, action = random.uniform(keys[0]), random.randint(keys[1], (), 0, model.n_actions)
+    return TensorDict(explore=explore, action=action, net=random.normal(keys[2], (model.n_noise,)))
+
+
+def act(
+    model: Model, acting: Acting, inputs: Inputs, carry: TensorDict, noise: TensorDict
+) -> tuple[Tensor, TensorDict, TensorDict]:
+    """The best action, or with probability epsilon any."""
+    out, carry = nets.step(model.net, acting.params, see(inputs, noise["net"]), carry)
+    greedy = model.head.values(out).argmax(-1)
+    return torch.where(noise["explore"] < acting.epsilon, noise["action"], greedy), TensorDict(), carry
+
+
+def mode(model: Model, acting: Acting, inputs: Inputs, carry: TensorDict) -> tuple[Tensor, TensorDict]:
+    """The best action, without noise."""
+    quiet = torch.zeros(*inputs.first.shape, model.n_noise, device=inputs.first.device)
+    out, carry = nets.step(model.net, acting.params, see(inputs, quiet), carry)
+    return model.head.values(out).argmax(-1), carry
+
+
+def epsilon(hyper: TensorDict, progress: Tensor) -> Tensor:
+    """From its start to its end along a straight line, for a fraction of the run."""
+    return torch.as_tensor(optim.linear_schedule(hyper["epsilon_start"], hyper["epsilon_end"], progress / hyper["exploration"]))
+
+
+def algorithm(model: Model, spec: EnvSpec, config: Any, init: Callable, update: Callable) -> Algorithm:
+    """The record of an algorithm that acts by action values, whose `init` and `update` are given."""
+    return common.algorithm(
+        spec,
+        config,
+        init=init,
+        act=partial(act, model),
+        update=update,
+        mode=partial(mode, model),
+        draw=partial(draw, model),
+        acting=acting,
+    )
 
 
 def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -> Algorithm:
@@ -197,21 +248,6 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
             replay=memory.init(key.device),
         )
 
-    def draw(key: Tensor) -> TensorDict:
-        keys = random.split(key, 3)
-        explore, action = random.uniform(keys[0]), random.randint(keys[1], (), 0, model.n_actions)
-        return TensorDict(explore=explore, action=action, net=random.normal(keys[2], (model.n_noise,)))
-
-    def act(acting: Acting, inputs: Inputs, carry: TensorDict, noise: TensorDict) -> tuple[Tensor, TensorDict, TensorDict]:
-        out, carry = nets.step(model.net, acting.params, see(inputs, noise["net"]), carry)
-        greedy = model.head.values(out).argmax(-1)
-        return torch.where(noise["explore"] < acting.epsilon, noise["action"], greedy), TensorDict(), carry
-
-    def mode(acting: Acting, inputs: Inputs, carry: TensorDict) -> tuple[Tensor, TensorDict]:
-        quiet = torch.zeros(*inputs.first.shape, model.n_noise, device=inputs.first.device)
-        out, carry = nets.step(model.net, acting.params, see(inputs, quiet), carry)
-        return model.head.values(out).argmax(-1), carry
-
     def loss(
         params: TensorDict, target: TensorDict, sample: replay.Sample, noise: Tensor
     ) -> tuple[Tensor, tuple[TensorDict, Tensor]]:
@@ -229,7 +265,7 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
     def update(state: QState, batch: Batch) -> tuple[QState, TensorDict]:
         hyper, steps = state.hyper, state.steps + batch.reward.numel()
         progress = steps / hyper["total_steps"]
-        alpha, beta = hyper["alpha"], optim.linear_schedule(hyper["beta"], 1.0, progress)
+        alpha, beta = hyper["alpha"], torch.as_tensor(optim.linear_schedule(hyper["beta"], 1.0, progress))
         key, *keys = random.split(state.key, 1 + n_updates)
         filled = memory.add(state.replay, batch, alpha)
         ready = (steps >= hyper["learning_starts"]) & (memory.size(filled) > 0)
@@ -251,7 +287,6 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
 
         start = (flat, tree.ravel(state.target)[0], state.opt, state.updates, filled)
         (flat, target, opt, updates, filled), info = scan(gradient_step, start, torch.stack(keys))
-        epsilon = _epsilon(hyper, progress)
         state = QState(
             params=tree.copy(unravel(flat)),
             target=tree.copy(unravel(target)),
@@ -260,14 +295,14 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
             key=key,
             steps=steps,
             updates=updates,
-            epsilon=epsilon,
+            epsilon=epsilon(hyper, progress),
             replay=filled,
         )
         figures = {name: x.mean(0) for name, x in info.items()}
         ratio = updates * config.batch_size / steps
-        return state, TensorDict(**figures, epsilon=epsilon, replay_size=memory.size(filled).float(), replay_ratio=ratio)
+        return state, TensorDict(**figures, epsilon=state.epsilon, replay_size=memory.size(filled).float(), replay_ratio=ratio)
 
-    return common.algorithm(spec, config, init=init, act=act, update=update, mode=mode, draw=draw, acting=acting)
+    return algorithm(model, spec, config, init, update)
 
 
 def take(out: Tensor, actions: Tensor) -> Tensor:
@@ -283,8 +318,3 @@ def greedy_of_target(online: Tensor, target: Tensor) -> Tensor:
 def greedy_of_online(online: Tensor, target: Tensor) -> Tensor:
     """The best action in the eyes of the online network, which the target network then values (van Hasselt et al. 2016, eq. 4)."""
     return online.argmax(-1)
-
-
-def _epsilon(hyper: TensorDict, progress: Tensor) -> Tensor:
-    """From its start to its end along a straight line, for a fraction of the run."""
-    return optim.linear_schedule(hyper["epsilon_start"], hyper["epsilon_end"], progress / hyper["exploration"])

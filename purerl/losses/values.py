@@ -1,4 +1,4 @@
-"""Losses of action values: one number, a distribution over fixed returns, or quantiles of the return. One stream each; batch by vmap."""
+"""Losses of action values: one number, a distribution over fixed returns, or quantiles of the return."""
 
 import torch
 from torch import Tensor

@@ -3,6 +3,7 @@
 from purerl.nets.init import SCHEMES, apply, blank, init, kaiming_uniform, orthogonal, parameters
 from purerl.nets.modules import (
     ACTIVATIONS,
+    NORMS,
     ActorCritic,
     Flatten,
     GaussianHead,
@@ -20,6 +21,7 @@ from purerl.nets.values import ActionValues, Noisy, Plain, check_action_values
 
 __all__ = [
     "ACTIVATIONS",
+    "NORMS",
     "SCHEMES",
     "ActionValues",
     "ActorCritic",

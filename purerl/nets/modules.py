@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
@@ -89,12 +89,26 @@ def _one_hot(x: Tensor, n: int) -> Tensor:
     return (x.unsqueeze(-1) == torch.arange(n, device=x.device)).float()
 
 
-def mlp(n_in: int, hidden: Sequence[int], activation: str = "tanh") -> nn.Sequential:
-    """Linear layers, each followed by its activation: `[N, n_in] -> [N, hidden[-1]]`."""
+def unnormalized(width: int) -> list[nn.Module]:
+    """No layer between a linear one and its activation."""
+    return []
+
+
+def layer_norm(width: int) -> list[nn.Module]:
+    """Layer normalisation (Ba et al. 2016) between a linear layer and its activation."""
+    return [nn.LayerNorm(width)]
+
+
+Norm = Callable[[int], list[nn.Module]]
+NORMS: dict[str, Norm] = {"none": unnormalized, "layer": layer_norm}
+
+
+def mlp(n_in: int, hidden: Sequence[int], activation: str = "tanh", norm: Norm = unnormalized) -> nn.Sequential:
+    """Linear layers, each followed by its normalisation and its activation: `[N, n_in] -> [N, hidden[-1]]`."""
     widths = [n_in, *hidden]
     layers: list[nn.Module] = []
     for a, b in itertools.pairwise(widths):
-        layers += [linear(a, b), ACTIVATIONS[activation]()]
+        layers += [linear(a, b), *norm(b), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
 
 
@@ -138,7 +152,9 @@ class ChannelsFirst(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-def torso(space: gym.Space, hidden: Sequence[int], activation: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, int]:
+def torso(
+    space: gym.Space, hidden: Sequence[int], activation: str, dtype: torch.dtype = torch.float32, norm: Norm = unnormalized
+) -> tuple[nn.Module, int]:
     """The torso for an observation space and its width: NatureCNN for uint8 images, else an MLP on the flat vector.
 
     Images are `[C, H, W]`, or `[H, W, C]` where the last axis is the shortest.
@@ -149,7 +165,7 @@ def torso(space: gym.Space, hidden: Sequence[int], activation: str, dtype: torch
         cnn = NatureCNN((c, a, b) if last else (a, b, c), dtype=dtype)
         return (nn.Sequential(ChannelsFirst(), cnn) if last else cnn), cnn.width
     flatten = Flatten(space)
-    return nn.Sequential(flatten, mlp(flatten.width, hidden, activation)), (hidden[-1] if hidden else flatten.width)
+    return nn.Sequential(flatten, mlp(flatten.width, hidden, activation, norm)), (hidden[-1] if hidden else flatten.width)
 
 
 class GaussianHead(nn.Module):

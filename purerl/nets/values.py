@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from purerl.nets.modules import ACTIVATIONS, linear
+from purerl.nets.modules import ACTIVATIONS, Norm, linear, unnormalized
 
 
 class Noisy(nn.Module):
@@ -51,20 +51,28 @@ class Plain(nn.Module):
 Layer = Callable[..., nn.Module]
 
 
+def _n_noise(layer: nn.Module) -> int:
+    n = layer.n_noise
+    assert isinstance(n, int)
+    return n
+
+
 class Stream(nn.Module):
     """A hidden layer and an output layer, `[N, n_in] -> [N, n_out]`; only the output layer where `hidden` is 0."""
 
-    def __init__(self, n_in: int, hidden: int, n_out: int, activation: str, layer: Layer) -> None:
+    def __init__(self, n_in: int, hidden: int, n_out: int, activation: str, layer: Layer, norm: Norm = unnormalized) -> None:
         super().__init__()
         widths = [n_in, hidden, n_out] if hidden else [n_in, n_out]
         gains = [math.sqrt(2.0), 1.0][-(len(widths) - 1) :]
         self.layers = nn.ModuleList([layer(a, b, gain) for a, b, gain in zip(widths, widths[1:], gains, strict=False)])
-        self.activation, self.n_noise = ACTIVATIONS[activation](), sum(part.n_noise for part in self.layers)
+        self.behind = nn.Sequential(*(norm(hidden) if hidden else []), ACTIVATIONS[activation]())
+        self.n_noises = [_n_noise(part) for part in self.layers]
+        self.n_noise = sum(self.n_noises)
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        noises = noise.split([part.n_noise for part in self.layers], -1)
+        noises = noise.split(self.n_noises, -1)
         for part, its_noise in zip(self.layers[:-1], noises, strict=False):
-            x = self.activation(part(x, its_noise))
+            x = self.behind(part(x, its_noise))
         return self.layers[-1](x, noises[-1])
 
 
@@ -77,15 +85,25 @@ class ActionValues(nn.Module):
         dueling: two streams, one for the state's value and one for the actions' advantages over their mean (Wang et al. 2016,
             eq. 9).
         layer: what makes the layers behind the torso: `Plain`, or `Noisy`.
+        norm: what normalises the hidden layer.
     """
 
     def __init__(
-        self, torso: nn.Module, width: int, hidden: int, n_actions: int, size: int, activation: str, dueling: bool, layer: Layer
+        self,
+        torso: nn.Module,
+        width: int,
+        hidden: int,
+        n_actions: int,
+        size: int,
+        activation: str,
+        dueling: bool,
+        layer: Layer,
+        norm: Norm = unnormalized,
     ) -> None:
         super().__init__()
         self.torso, self.shape = torso, (n_actions, size)
-        self.advantage = Stream(width, hidden, n_actions * size, activation, layer)
-        self.value = Stream(width, hidden, size, activation, layer) if dueling else None
+        self.advantage = Stream(width, hidden, n_actions * size, activation, layer, norm)
+        self.value = Stream(width, hidden, size, activation, layer, norm) if dueling else None
         self.n_noise = self.advantage.n_noise + (self.value.n_noise if self.value is not None else 0)
 
     def forward(self, x: TensorDict) -> Tensor:

@@ -132,5 +132,3 @@ def _storage(
         return steps.init(obs, action, capacity, n_envs, observations)
 
     return init, steps.n_rows(capacity, n_envs, observations)
-
-

@@ -138,7 +138,7 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
     known, added = rows[:n_slots_added], rows[1 : n_slots_added + 1]
     gone = rows[1 + observations.history :]
 
-    opens = batch.episode["game_start"] if "game_start" in batch.episode else batch.inputs.first
+    opens = batch.episode.get("game_start", batch.inputs.first)
     flags = (
         TERMINATED * batch.terminated
         + TRUNCATED * batch.truncated
@@ -248,4 +248,3 @@ def frames(n_frames: int) -> Observations:
         get=get,
         history=n_frames - 1,
     )
-

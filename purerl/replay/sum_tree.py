@@ -16,7 +16,7 @@ FAN = 16
 
 
 def init(n: int, device: torch.device | None = None) -> Donated:
-    """The tree over `n` items of weight zero: one float32 tensor, level after level, the root's children first and the items last."""
+    """The tree over `n` items of weight zero: one float32 tensor, level after level, the root's children first, the items last."""
     return Donated(memory=TensorDict(sums=torch.zeros(sum(_widths(n)), device=device)))
 
 

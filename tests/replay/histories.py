@@ -10,7 +10,7 @@ STACK, SIZE = 3, 2
 
 
 class History:
-    """What `n_envs` environments did: episodes that terminate, are truncated, lose a life, wait for the next batch, or break off."""
+    """What environments did: episodes that terminate, are truncated, lose a life, wait for the next batch, or break off."""
 
     def __init__(self, n_envs, seed, repeats=False):
         self.draw, self.n_envs, self.repeats = np.random.default_rng(seed), n_envs, repeats

@@ -105,9 +105,9 @@ def test_sample_is_uniform():
 
 def test_add_donates_and_refuses_what_does_not_fit():
     history = History(2, 0)
-    ring, index = start("whole", 8, 2)
+    ring, _ = start("whole", 8, 2)
     batch = seen(history.batch(3), "whole")
-    after, added = rp.add(ring, batch, rp.whole())
+    after, _ = rp.add(ring, batch, rp.whole())
     with pytest.raises(SpentError):
         rp.add(ring, batch, rp.whole())
     with pytest.raises(ValueError, match="2 environments, but the replay was made for 3"):

@@ -24,11 +24,13 @@ def test_update_and_find_follow_an_exact_reference(n, seed):
         return
     heights = torch.linspace(0, 1, 97) * sum_tree.total(tree)
     items, weights = sum_tree.find(tree, n, heights)
-    assert (weights > 0).all() and (exact[items.numpy()] > 0).all()
+    assert (weights > 0).all()
+    assert (exact[items.numpy()] > 0).all()
     np.testing.assert_allclose(weights.numpy(), exact[items.numpy()], rtol=1e-6)
     above = np.cumsum(exact)
     below, slack = above - exact, 1e-4 * exact.sum()
-    assert (heights.numpy() >= below[items.numpy()] - slack).all() and (heights.numpy() <= above[items.numpy()] + slack).all()
+    assert (heights.numpy() >= below[items.numpy()] - slack).all()
+    assert (heights.numpy() <= above[items.numpy()] + slack).all()
 
 
 def test_an_item_of_weight_zero_never_comes_out_whatever_the_rounding():
@@ -41,7 +43,8 @@ def test_an_item_of_weight_zero_never_comes_out_whatever_the_rounding():
     edges = torch.cat([torch.zeros(1), weights.cumsum(0), sum_tree.total(tree)[None]])
     heights = torch.cat([edges, torch.nextafter(edges, torch.tensor(0.0)), torch.nextafter(edges, torch.tensor(1e9))])
     items, found = sum_tree.find(tree, n, heights.clamp(min=0.0))
-    assert (weights[items] > 0).all() and torch.equal(found, weights[items])
+    assert (weights[items] > 0).all()
+    assert torch.equal(found, weights[items])
 
 
 @pytest.mark.parametrize("lanes", [None, 3])

@@ -21,6 +21,7 @@ FLOORS = [
         "envs",
         "rollout",
         "policies",
+        "replay",
     },
     {"algos"},
     {"samplers", "checkpoint", "logs"},

@@ -100,13 +100,19 @@ def sweepable(config: Any) -> dict[str, float]:
     return {name: float(getattr(config, name)) for name in fields if getattr(config, name) is not None}
 
 
-def start(numbers: Mapping[str, float], hyper: Mapping[str, Tensor], device: torch.device | None = None) -> TensorDict:
+def start(numbers: Mapping[str, float], hyper: Mapping[str, Tensor | float], device: torch.device | None = None) -> TensorDict:
     """The numbers of an algorithm as a state holds them, float32 `[]` each; those in `hyper` in the start values' place.
 
     Raises:
-        ValueError: `hyper` names a number that there is not.
+        ValueError: `hyper` names a number that there is not, or its value is neither a number nor a float32 tensor `[]`.
     """
-    for name in hyper:
+    for name, x in hyper.items():
         if name not in numbers:
             raise ValueError(f"hyper: there is no number {name!r} to sweep; there are {', '.join(numbers) or 'none'}")
-    return TensorDict({**{name: torch.tensor(float(x), device=device) for name, x in numbers.items()}, **hyper})
+        kind = (x.dtype, list(x.shape)) if isinstance(x, Tensor) else type(x).__name__
+        if kind != (torch.float32, []) and not _fits(x, float):
+            raise ValueError(
+                f"hyper: {name} is {kind}, but (torch.float32, []) is wanted, of a mapped function in each lane, or a number"
+            )
+    values = {**numbers, **hyper}
+    return TensorDict({k: x if isinstance(x, Tensor) else torch.tensor(float(x), device=device) for k, x in values.items()})

@@ -2,7 +2,7 @@
 
 The rule is one of type. What lies in a `Donated` is donated: a function that gives such memory back writes into it in place, and
 the memory that it was given is spent from then on, so that whoever still holds it gets a `SpentError` rather than numbers that
-have changed. A function that gives none back has only read, and spends nothing. All else is copied, as everywhere.
+have changed. What a function does not give back it has only read, and not spent. All else is copied, as everywhere.
 """
 
 from collections.abc import Sequence
@@ -51,6 +51,11 @@ def hand_on(tensors: Sequence[Tensor]) -> list[Tensor]:
     for x in tensors:
         x.__class__ = _Spent
     return new
+
+
+def is_spent(x: Any) -> bool:
+    """Whether a tensor was handed on."""
+    return isinstance(x, _Spent)
 
 
 def renamed(x: Tensor) -> Tensor:

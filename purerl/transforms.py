@@ -46,16 +46,17 @@ def compile(f: Callable, threads: int = 1) -> Callable:
     is written in place, and the memory handed over is spent.
 
     Args:
-        f: a pure function of trees. It gives back all the donated memory that it is given, in the same order, or none of it.
+        f: a pure function of trees whose results' leaves are tensors. Donated memory that it does not give back is only read.
         threads: CPU threads of one call. One is fastest for small networks; many lanes run faster as several tiles in Python
             threads of their own (the compiled code lets go of the interpreter) than with several threads in one call.
 
     Raises:
         TraceError: at the first call; what happens in `f` depends on a number inside a tensor, or it writes into one, or it reads
-            donated memory as it was before it was written.
+            donated memory as it was before it was written, or does not give back what it wrote.
         SpentError: an argument was donated before.
-        ValueError: at the first call; an argument requires a gradient, which the program could not give back; or not all donated
-            memory comes back. At any call; another argument lies in donated memory.
+        ValueError: at the first call; an argument requires a gradient, which the program could not give back; or a result is no
+            tensor; or donated memory comes back that was not given, or has another shape. At any call; another argument lies in
+            donated memory.
     """
     leafwise = _leafwise(f)
     compiled: dict[Any, programs.Built] = {}
@@ -177,21 +178,41 @@ def _build(leafwise: Callable, leaves: list[Any], structure: Any, threads: int, 
         return programs.build(leafwise, leaves, structure, threads, n_written)
 
 
+def _is_traced() -> bool:
+    """Whether a function is being traced, here or by one's own `torch.compile`."""
+    return torch.compiler.is_compiling() or compiling.is_tracing()
+
+
 def _is_inside() -> bool:
     """Whether a function is being traced or mapped: what was compiled apart becomes a part of it."""
-    return torch.compiler.is_compiling() or compiling.is_tracing() or compiling.is_mapping()
+    return _is_traced() or compiling.is_mapping()
 
 
 def _leafwise(f: Callable) -> Callable:
     """`f` as `(leaves, structure) -> (leaves, structure)`: lists are faster to trace, and to check at a call, than trees."""
-    return getattr(f, "leafwise", None) or (lambda leaves, structure: tree.flatten(f(*tree.unflatten(structure, leaves))))
+    return getattr(f, "leafwise", None) or (
+        lambda leaves, structure: tree.flatten(_tensors("a result", f(*tree.unflatten(structure, leaves))))
+    )
+
+
+def _tensors(what: str, values: Any) -> Any:
+    """A tree, if all its leaves are tensors."""
+    for x in tree.leaves(values):
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{what} has the leaf {x!r}; under compile and vmap all are tensors, such as torch.tensor(1.0)")
+    return values
 
 
 def vmap(f: Callable, in_dims: int | tuple[int | None, ...] = 0) -> Callable:
     """`torch.vmap` over trees, whose results own their memory.
 
     Args:
-        in_dims: the mapped axis of the arguments' leaves, None for an argument that is not mapped.
+        in_dims: the mapped axis of the arguments' tensors, None for an argument that is not mapped. `Donated` memory is mapped
+            along its first axis or, where it is only read, not at all.
+
+    Raises:
+        ValueError: donated memory is mapped along another axis, or is not mapped and written or given back; a tensor has no such
+            axis, or not the others' length of it; a result is not a tensor.
     """
     leafwise_lane = _leafwise(f)
 
@@ -200,14 +221,29 @@ def vmap(f: Callable, in_dims: int | tuple[int | None, ...] = 0) -> Callable:
         lane_args = [x if dim is None else tree.batched(x, -1) for dim, x in zip(dims, structure.children, strict=True)]
         lane_structure = structure._replace(children=tuple(lane_args))
         structures: list[Any] = []
+        arg_dims = [dim for dim, x in zip(dims, structure.children, strict=True) for _ in range(tree.size(x))]
+        leaf_dims = [dim if isinstance(x, Tensor) else None for dim, x in zip(arg_dims, leaves, strict=True)]
+        memory = [i for i, (_, is_donated) in enumerate(_marked(leaves, structure)) if is_donated]
+        if any(leaf_dims[i] not in (0, None) for i in memory):
+            raise ValueError(f"vmap: in_dims = {in_dims}, but donated memory is mapped along axis 0 or, to be read only, None")
+        handed_on: list[int] = []
 
         def lane(*leaves: Any) -> tuple[Any, ...]:
             results, results_structure = leafwise_lane(leaves, lane_structure)
             structures.append(results_structure)
+            back = [x for x, is_donated in _marked(results, results_structure) if is_donated]
+            handed_on.extend(i for i in memory if donation.is_spent(leaves[i]) or any(leaves[i] is x for x in back))
+            if any(leaf_dims[i] is None for i in handed_on):
+                raise ValueError(
+                    "vmap: donated memory that is not mapped, in_dims None, can be read only, not written or given back"
+                )
             return tuple(results)
 
-        leaf_dims = [dim for dim, x in zip(dims, structure.children, strict=True) for _ in range(tree.size(x))]
         results = torch.vmap(lane, tuple(leaf_dims))(*leaves)
+        if not _is_traced():
+            old = [leaves[i] for i in handed_on]
+            new = dict(zip(map(id, old), donation.hand_on(old), strict=True))
+            results = tuple([new.get(id(x), x) for x in results])  # torch gives back what it was given, if nothing was written
         return results, tree.batched(structures[0], 1)
 
     def mapped(*args: Any) -> Any:
@@ -217,9 +253,7 @@ def vmap(f: Callable, in_dims: int | tuple[int | None, ...] = 0) -> Callable:
             return tree.unflatten(structure, results)
         if compiling.is_tracing():
             return tree.unflatten(structure, [x if is_donated else tree.copy(x) for x, is_donated in _marked(results, structure)])
-        given = [x for x, is_donated in _marked(leaves, args_structure) if is_donated]
-        if given and any(tree.donated(structure)):
-            donation.hand_on(given)
+        given = any(tree.donated(args_structure))
         keep = donation.renamed if given else torch.Tensor.contiguous  # new memory may be one lane's, shown many times
         return tree.unflatten(structure, [keep(x) if is_donated else tree.copy(x) for x, is_donated in _marked(results, structure)])
 
@@ -232,7 +266,7 @@ def write(memory: Donated, rows: Tensor, values: Any) -> Donated:
 
     Args:
         memory: leaves `[N, ...]`. It is *donated*.
-        rows: `[M]` int64, no row twice.
+        rows: `[M]` int64 in `[-N, N)`, negative ones from the end. Of the values for a row that is there twice any one is written.
         values: what is written there, leaves `[M, ...]` under the memory's names; a tensor where the memory is a single one.
 
     Returns:
@@ -241,16 +275,32 @@ def write(memory: Donated, rows: Tensor, values: Any) -> Donated:
     Raises:
         SpentError: it was donated before.
         ValueError: the names, shapes or dtypes are not the memory's; nothing is written then.
+        IndexError: there is no such row. Where it is compiled, a CPU raises a RuntimeError, "index out of bounds", and a GPU fails
+            for good. The memory is not spent then, but other rows of it may be written.
     """
     leaves, structure = tree.flatten(memory)
     new = _in_order_of(memory, leaves, rows, values)
-    if torch.compiler.is_compiling() or compiling.is_tracing():
-        if compiling.is_tracing():
-            compiling.note_writes(len(leaves))
+    if _is_traced():
+        for _ in leaves if compiling.is_tracing() else ():
+            compiling.note_write()
         return tree.unflatten(structure, [x.index_put((rows,), v) for x, v in zip(leaves, new, strict=True)])
     for x, v in zip(leaves, new, strict=True):
-        x.index_put_((rows,), v)
+        _put(x, rows, v)
     return tree.unflatten(structure, donation.hand_on(leaves))
+
+
+def _put(x: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Write into rows of a tensor; torch's errors, in the words of `write`."""
+    try:
+        x.index_put_((rows,), values)
+    except IndexError as error:
+        raise IndexError(f"write: memory of {len(x)} rows has those from {-len(x)} to {len(x) - 1}, but {error}") from error
+    except RuntimeError as error:
+        if not str(error).startswith("vmap:"):
+            raise
+        raise ValueError(
+            "write: under vmap, memory that is not mapped, by in_dims None or because it is new, can be read only"
+        ) from error
 
 
 def _marked(leaves: Sequence[Any], structure: Any) -> Iterator[tuple[Any, bool]]:
@@ -262,13 +312,16 @@ def _in_order_of(memory: Donated, leaves: list[Tensor], rows: Tensor, values: An
     """The leaves of what is written, in the memory's order, checked."""
     if not isinstance(memory, Donated):
         raise ValueError(f"write: memory is {type(memory).__name__}, not Donated")
-    if rows.ndim != 1 or rows.dtype != torch.int64:
-        raise ValueError(f"write: rows are {rows.dtype} {list(rows.shape)}, not int64 [M]")
+    if not isinstance(rows, Tensor) or rows.ndim != 1 or rows.dtype != torch.int64:
+        what = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise ValueError(f"write: rows are {what}, not int64 [M]")
     names = list(_named(memory.memory))
     found = dict.fromkeys(names, values) if isinstance(values, Tensor) and len(names) == 1 else _named(values)
     if set(found) != set(names):
         raise ValueError(f"write: values have the names {sorted(found)}, but the memory has {sorted(names)}")
     for name, x in zip(names, leaves, strict=True):
+        if not x.ndim:
+            raise ValueError(f"write: the memory {name} is a single number and has no rows")
         wanted, value = (len(rows), *x.shape[1:]), found[name]
         kind = (value.dtype, list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
         if kind != (x.dtype, list(wanted)):
@@ -298,7 +351,9 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
     Returns:
         The last carry, and the tree of `y` with leaves `[T, ...]`.
     """
-    if not (torch.compiler.is_compiling() or compiling.is_tracing()):
+    if not len(next(iter(tree.leaves(xs)), ())):
+        raise ValueError("scan: there is nothing to go through, xs has no leaves or they are empty")
+    if not _is_traced():
         ys = []
         for t in range(len(tree.leaves(xs)[0])):
             carry, y = body(carry, tree.index(xs, t))
@@ -307,12 +362,12 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
 
     # Each tensor that crosses the loop's border costs time at every turn, so they cross packed; the `y` go into place one by one,
     # and donated memory stays where it is.
-    packed_carry, unpack_carry = tree.pack(carry)
+    packed_carry, unpack_carry = tree.pack(_tensors("scan: the carry", carry))
     packed_xs, unpack_x = tree.pack(xs, axes=1)
 
     def turn(packed_carry: dict, packed_xs: dict) -> tuple[dict, Any]:
         carry, y = body(unpack_carry(packed_carry), unpack_x(packed_xs))
-        return tree.pack(carry)[0], tree.copy(y)
+        return tree.pack(_tensors("scan: the carry", carry))[0], tree.copy(_tensors("scan: y", y))
 
     packed_carry, ys = _loop(turn, packed_carry, packed_xs)
     return tree.copy(unpack_carry(packed_carry)), ys

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from purerl import config as cfg
 from purerl.algos import A2CConfig, PPOConfig
@@ -47,6 +48,21 @@ def test_values_that_are_taken():
     config = PPOConfig(lr=1, gamma=np.float32(0.5), target_kl=None, max_grad_norm=float("inf"), hidden=())
     assert cfg.sweepable(config)["lr"] == 1.0
     assert "target_kl" not in cfg.sweepable(config)
+
+
+def test_numbers_that_a_state_starts_with():
+    found = cfg.start({"lr": 1.0, "gamma": 0.5}, {"lr": 2})
+    assert (found["lr"], found["gamma"], found["lr"].dtype) == (2.0, 0.5, torch.float32)
+    for value, kind in (
+        (torch.ones(3), r"\(torch.float32, \[3\]\)"),
+        (torch.tensor(1), r"\(torch.int64, \[\]\)"),
+        (torch.tensor(1.0).double(), r"\(torch.float64, \[\]\)"),
+        ("1", "str"),
+        ([1.0], "list"),
+        (True, "bool"),
+    ):
+        with pytest.raises(ValueError, match=rf"hyper: lr is {kind}, but \(torch.float32, \[\]\) is wanted"):
+            cfg.start({"lr": 1.0}, {"lr": value})
 
 
 def test_a_config_of_ones_own():

@@ -155,7 +155,8 @@ def test_a_function_that_reads_spends_nothing() -> None:
 
 def test_memory_that_was_written_cannot_be_read_as_it_was() -> None:
     def late(buffer: Buffer, new: dict[str, Tensor]) -> tuple[Buffer, Tensor]:
-        return add(buffer, new), buffer.content.memory["obs"][:2] + 1
+        after = add(buffer, new)
+        return after, buffer.content.memory["obs"][:2] + 1
 
     def between(buffer: Buffer, new: dict[str, Tensor], rows: Tensor) -> tuple[Buffer, Tensor]:
         after, _, _ = learn(buffer, torch.zeros(3), rows)
@@ -166,7 +167,8 @@ def test_memory_that_was_written_cannot_be_read_as_it_was() -> None:
         late(init(), new)
     for f, args in ((late, (new,)), (between, (new, rows))):
         buffer = init()
-        with pytest.raises(TraceError, match="read as it was before it was written"):
+        here = r"test_donation\.py:\d+ \(return after, .*\): .* read as it was before it was written at .*test_donation\.py:\d+ \("
+        with pytest.raises(TraceError, match=here):
             compile(f)(buffer, *args)
         assert buffer.content.memory["obs"].sum() == 0  # not spent
 
@@ -301,7 +303,7 @@ def test_what_is_written_must_be_given_back() -> None:
 
     for f in (forgets, gives_none, in_a_loop):
         for g, d in ((f, numbers()), (vmap(f), tree.stack([numbers()] * 2))):
-            with pytest.raises(TraceError, match=r"what purerl\.write returned is not given back"):
+            with pytest.raises(TraceError, match=r"py:\d+ \(.*write\(d, .*\): what purerl\.write returned is not given back"):
                 compile(g)(d)
 
 
@@ -334,6 +336,7 @@ def test_new_memory_takes_the_place_of_the_old() -> None:
             r"rows are torch.float32 \[2\], not int64 \[M\]",
         ),
         (at(0, 1), {"obs": torch.ones(2, 3), "reward": 1.0}, r"reward is float, but"),
+        ([0, 1], {"obs": torch.ones(2, 3), "reward": torch.ones(2).double()}, r"rows are list, not int64 \[M\]"),
     ],
 )
 def test_what_is_written_has_the_memory_s_names_shapes_and_dtypes(wrap: Callable, rows: Tensor, values: dict, message: str) -> None:
@@ -348,9 +351,87 @@ def test_names_decide_what_is_written_where() -> None:
     assert write(init().content, at(0, 1), values).memory["reward"].tolist()[:3] == [1, 1, 0]
 
 
-def test_all_donated_memory_comes_back_or_none() -> None:
-    with pytest.raises(ValueError, match="all of them, in the same order, or none"):
-        compile(lambda buffer: buffer.content)(init())
+@pytest.mark.parametrize("wrap", [vmap, lambda f, in_dims: compile(vmap(f, in_dims))], ids=["eager", "compiled"])
+def test_memory_that_is_only_read_need_not_come_back_or_be_mapped(wrap: Callable) -> None:
+    def f(shared: Donated, own: Donated, row: Tensor) -> Donated:
+        return write(own, row, shared.memory["a"][row] * 10)
+
+    shared, own = numbers(), tree.stack([numbers()] * 2)
+    there, g = own.memory["a"].data_ptr(), wrap(f, in_dims=(None, 0, 0))
+    go_on = g(shared, own, at(1, 2)[:, None])
+    assert go_on.memory["a"].tolist() == [[0, 10, 2, 3, 4, 5], [0, 1, 20, 3, 4, 5]]
+    assert (go_on.memory["a"].data_ptr(), shared.memory["a"].sum()) == (there, 15)
+    with pytest.raises(SpentError):
+        own.memory["a"].sum()
+    assert wrap(lambda d: d, in_dims=0)(go_on).memory["a"].tolist() == [[0, 10, 2, 3, 4, 5], [0, 1, 20, 3, 4, 5]]
+    for h in (lambda shared, own, row: (f(shared, own, row), shared), lambda shared, own, row: write(shared, row, torch.ones(1))):
+        with pytest.raises(ValueError, match="not mapped"):
+            wrap(h, in_dims=(None, 0, 0))(numbers(), tree.stack([numbers()] * 2), at(1, 2)[:, None])
+    with pytest.raises(ValueError, match="mapped along axis 0 or, to be read only, None"):
+        wrap(lambda d: d.memory["a"].sum(), in_dims=1)(Donated(memory=TensorDict(a=torch.zeros(3, 2))))
+
+
+def test_memory_that_was_not_given_does_not_come_back() -> None:
+    for f in (lambda d, e: (d, d, e), lambda d, e: Donated(memory=TensorDict(a=d.memory["a"] * 2))):
+        with pytest.raises(ValueError, match="what it gives back must be what it was given"):
+            compile(f)(numbers(), numbers())
+
+
+def test_a_loop_writes_into_contiguous_memory_only() -> None:
+    def f(d: Donated, rows: Tensor) -> Donated:
+        return scan(lambda d, row: (write(d, row, torch.ones(1)), {}), d, rows)[0]
+
+    with pytest.raises(ValueError, match=r"py:\d+ \(.*shape \[6\] and strides \[2\] is donated to a scan.* contiguous memory only"):
+        compile(f)(Donated(memory=TensorDict(a=torch.zeros(6, 2)[:, 0])), at(1, 2)[:, None])
+
+
+def test_rows_that_there_are_not() -> None:
+    d, lanes = numbers(), tree.stack([numbers()] * 2)
+    for f, args in ((write, (d, at(-7), torch.ones(1))), (vmap(write), (lanes, at(5, 6)[:, None], torch.ones(2, 1)))):
+        with pytest.raises(IndexError, match=r"write: memory of 6 rows has those from -6 to 5, but index -?[67] is out of bounds"):
+            f(*args)
+    compiled = compile(write)
+    with pytest.raises(RuntimeError, match="index out of bounds"):
+        compiled(d, at(6), torch.ones(1))
+    assert compiled(d, at(-1), torch.ones(1) * 9).memory["a"].tolist() == [0, 1, 2, 3, 4, 9]
+
+
+def test_what_cannot_be_compiled_spends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from purerl.compiling import inductor
+
+    def fail(*_: object) -> None:
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(inductor, "build", fail)
+    d, f = numbers(7), compile(lambda d, x: write(d, at(3), x))
+    with pytest.raises(OSError, match="no compiler"):
+        f(d, torch.ones(1))
+    monkeypatch.undo()
+    assert f(d, torch.ones(1)).memory["a"].tolist() == [0, 1, 2, 1, 4, 5, 6]
+
+
+def test_memory_of_any_dtype_and_shape() -> None:
+    kinds = {"double": torch.float64, "int": torch.int64, "flag": torch.bool, "half": torch.bfloat16}
+    values = {name: torch.tensor([[0.0, 7.0], [3.0, 0.0]]).to(dtype) for name, dtype in kinds.items()}
+    values["nothing"] = torch.zeros(2, 2, 0)
+
+    def f(d: Donated, total: Donated, rows: Tensor, values: dict) -> tuple[Donated, Donated]:
+        def turn(carry: tuple[Donated, Donated], x: tuple) -> tuple:
+            d, total = carry
+            row, new = x
+            grown = Donated(memory=TensorDict(a=total.memory["a"] + d.memory["int"][row].sum() + 1))
+            return (write(d, row, new), grown), {}
+
+        twice = (torch.stack([rows, rows]), {name: torch.stack([x, x]) for name, x in values.items()})
+        return scan(lambda carry, xs: scan(turn, carry, xs), (d, total), twice)[0]
+
+    memory = Donated(memory=TensorDict({name: torch.zeros(4, *x.shape[2:], dtype=x.dtype) for name, x in values.items()}))
+    args = (memory, Donated(memory=TensorDict(a=torch.tensor(0))), at(0, 1, 2, 3).reshape(2, 2), values)
+    found = compile(vmap(f))(*tree.stack([args, args]))
+    expected = f(*args)
+    assert expected[1].memory["a"] == 14
+    for lane in range(2):
+        torch.testing.assert_close(tree.leaves(tree.index(found, lane)), tree.leaves(expected))
 
 
 def test_arguments_that_lie_in_donated_memory_are_refused() -> None:

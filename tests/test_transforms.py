@@ -38,6 +38,41 @@ def test_scan_of_one_tensor_and_no_results():
     assert compile(vmap(total))(torch.zeros(2), xs).tolist() == [3, 12]
 
 
+def test_scan_from_a_number():
+    xs = torch.arange(6.0).reshape(2, 3)
+    total = lambda xs: scan(lambda c, x: (c + x, {}), torch.tensor(1.0), xs)[0]  # noqa: E731
+    assert compile(vmap(total))(xs).tolist() == [4, 13]
+
+
+@pytest.mark.parametrize("leaf", [2, None, "s", True])
+def test_results_are_tensors(leaf):
+    for f in (lambda x: (x, leaf), lambda x: scan(lambda c, x: (c + x, leaf), x[0], x)[0]):
+        with pytest.raises(ValueError, match=f"has the leaf {leaf!r}; under compile and vmap all are tensors"):
+            compile(f)(torch.arange(3.0))
+    with pytest.raises(ValueError, match=f"a result has the leaf {leaf!r}"):
+        vmap(lambda x: (x, leaf))(torch.arange(3.0))
+
+
+def test_nothing_to_compute():
+    x = torch.arange(3.0)
+    assert compile(lambda x: ())(x) == ()
+    assert compile(lambda x: {"a": ()})(x) == {"a": ()}
+    assert compile(lambda: torch.tensor(3.0))() == 3
+    same, again = compile(lambda x: (x, x))(x)
+    assert same.tolist() == again.tolist() == x.tolist()
+    assert len({same.data_ptr(), again.data_ptr(), x.data_ptr()}) == 3
+
+
+def test_scan_needs_a_turn():
+    for run in (compile, lambda f: f):
+        with pytest.raises(ValueError, match="scan: there is nothing to go through"):
+            run(lambda x: scan(lambda c, x: (c + x, x), x.sum(), x))(torch.zeros(0))
+
+
+def test_numbers_are_every_lane_s():
+    assert vmap(lambda x, options: x * options["scale"])(torch.ones(2), {"scale": 3.0}).tolist() == [3, 3]
+
+
 def test_what_a_turn_leaves_is_not_overwritten_by_a_later_one():
     """Intermediates that library calls fill, carried on, handed to the next turn as the one before, and stacked."""
     generator = torch.Generator().manual_seed(2)

@@ -36,7 +36,7 @@ _here = threading.local()
 
 def is_tracing() -> bool:
     """Whether a function is being traced, in this thread, right now."""
-    return getattr(_here, "tracing", False)
+    return getattr(_here, "writes", None) is not None
 
 
 def is_mapping() -> bool:
@@ -44,24 +44,22 @@ def is_mapping() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def note_writes(n: int) -> None:
-    """So many tensors of donated memory were written by the function that is being traced."""
-    _here.writes = writes() + n
+def note_write() -> None:
+    """A tensor of donated memory was written by the function that is being traced."""
+    from purerl.compiling import tracing
 
-
-def writes() -> int:
-    """How many were noted, in this thread."""
-    return getattr(_here, "writes", 0)
+    _here.writes.append(tracing.here())
 
 
 @contextlib.contextmanager
-def tracing_now() -> Iterator[None]:
-    """Within, a function is being traced."""
-    before, _here.tracing = is_tracing(), True
+def tracing_now() -> Iterator[list[tuple[str, int]]]:
+    """Within, a function is being traced; gets a list of the lines that write donated memory, one for each tensor."""
+    before = getattr(_here, "writes", None)
+    _here.writes = []
     try:
-        yield
+        yield _here.writes
     finally:
-        _here.tracing = before
+        _here.writes = before
 
 
 def is_tested() -> bool:

@@ -32,12 +32,12 @@ class Entry(NamedTuple):
 
     Attributes:
         library: the path of its library.
-        structure: the results'.
+        outcome: what is known of the function.
         constants: what is handed to it after the arguments.
     """
 
     library: Path
-    structure: Any
+    outcome: Any
     constants: list[Tensor]
 
 
@@ -83,7 +83,7 @@ def _processor() -> str:
     return platform.processor()
 
 
-def save(name: str, library: Path, structure: Any, constants: Sequence[Tensor]) -> None:
+def save(name: str, library: Path, outcome: Any, constants: Sequence[Tensor]) -> None:
     """Keep a program under a name. A full disk, or a folder that cannot be written, keeps nothing."""
     with contextlib.suppress(OSError):
         place = folder()
@@ -92,7 +92,7 @@ def save(name: str, library: Path, structure: Any, constants: Sequence[Tensor]) 
         digest = hashlib.sha256(code).hexdigest()[:40]
         if not _is_whole(place / f"{digest}.so"):
             _write(place / f"{digest}.so", code)
-        keep(name, (digest, structure, [(x.numpy(), x.stride()) for x in constants]))
+        keep(name, (digest, outcome, [(x.numpy(), x.stride()) for x in constants]))
 
 
 def load(name: str) -> Entry | None:
@@ -100,11 +100,11 @@ def load(name: str) -> Entry | None:
     found = kept(name)
     if found is None:
         return None
-    digest, structure, constants = found
+    digest, outcome, constants = found
     library = folder() / f"{digest}.so"
     if not _is_whole(library):
         return None
-    return Entry(library, structure, [torch.from_numpy(x).as_strided(x.shape, stride) for x, stride in constants])
+    return Entry(library, outcome, [torch.from_numpy(x).as_strided(x.shape, stride) for x, stride in constants])
 
 
 def keep(name: str, value: Any) -> None:

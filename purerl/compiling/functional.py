@@ -8,7 +8,7 @@ import torch
 from torch.fx import Graph, GraphModule
 
 from purerl.compiling import graphs
-from purerl.compiling.tracing import TraceError
+from purerl.compiling.tracing import TraceError, line
 
 _SPLITS = (torch.ops.aten.split.Tensor, torch.ops.aten.split_with_sizes.default, torch.ops.aten.unsafe_split.Tensor)
 
@@ -41,8 +41,8 @@ def _replace(graph: Graph, node: Any) -> None:
         is_view = not is_same and graphs.storage(other) == graphs.storage(written) and not _apart(other, written)
         if is_view and any(order[user] > order[node] for user in other.users):
             raise TraceError(
-                f"torch's {name} writes into a view of a tensor that is read again, which cannot be compiled here; write the same "
-                "with operations that return new tensors"
+                f"{line(*node.meta['line'])}: torch's {name} writes into a view of a tensor that is read again, which cannot be "
+                "compiled here; write the same with operations that return new tensors"
             )
     with graph.inserting_before(node):
         new = graph.call_function(pure, node.args, node.kwargs)

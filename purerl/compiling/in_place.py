@@ -13,21 +13,22 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from purerl.compiling import graphs
-from purerl.compiling.tracing import TraceError
+from purerl.compiling.tracing import TraceError, line
 
 aten = torch.ops.aten
 _WRITES = (aten.index_put.default, aten._unsafe_index_put.default)
 
 
-def settle(module: GraphModule, donated: Sequence[int], n_writes: int) -> None:
+def settle(module: GraphModule, donated: Sequence[int], written_at: list[tuple[str, int]]) -> None:
     """Let a graph and its loops write where the memory is.
 
     Args:
         donated: which of its inputs the memory is.
-        n_writes: how many tensors `write` was called for while it was traced.
+        written_at: the lines where `write` was called while it was traced, one for each tensor; emptied of what is given back.
 
     Raises:
         TraceError: the memory is read as it was before it was written, or what was written is not given back.
+        ValueError: a loop writes into memory that is not contiguous.
     """
     for part in module.modules():
         if isinstance(part, GraphModule):
@@ -37,19 +38,18 @@ def settle(module: GraphModule, donated: Sequence[int], n_writes: int) -> None:
             for copy in reversed(copies):
                 place = copy.args[0]
                 if place in memory:
-                    newest = _settle(part.graph, copy)
+                    newest = _settle(part.graph, copy, written_at)
                     if newest.target is operator.getitem:
                         (_keep if part is module else _touch)(part.graph, place, newest)
-                    n_writes -= copy.meta["writes"]
             part.recompile()
-    if n_writes > 0:
+    if written_at:
         raise TraceError(
-            "what purerl.write returned is not given back by the function, or by the body of a scan; without that the memory would "
-            "stay as it was: return it"
+            f"{line(*written_at[0])}: what purerl.write returned is not given back by the function, or by the body of a scan; "
+            "without that the memory would stay as it was: return it"
         )
 
 
-def _settle(graph: Graph, copy: Any) -> Node:
+def _settle(graph: Graph, copy: Any, written_at: list[tuple[str, int]]) -> Node:
     """Write every version of the memory that leads to this copy in place; returns the last one."""
     place, newest = copy.args
     versions, writers = [newest], []
@@ -61,9 +61,16 @@ def _settle(graph: Graph, copy: Any) -> Node:
         versions.append(place)
     _check_reads(graph, copy, versions[::-1], writers[::-1])
     _keep_copies(graph, versions)
-    copy.meta["writes"] = sum(version.target in _WRITES for version in versions)
+    for version in versions:
+        if version.target in _WRITES and version.meta["line"] in written_at:
+            written_at.remove(version.meta["line"])
     for version, writer in zip(versions, writers, strict=False):
         if writer is not version:  # a loop
+            if not place.meta["val"].is_contiguous():
+                raise ValueError(
+                    f"{line(*writer.meta['line'])}: memory of shape {list(place.meta['val'].shape)} and strides "
+                    f"{list(place.meta['val'].stride())} is donated to a scan, which writes into contiguous memory only"
+                )
             body, carry, *rest = writer.args
             carry = [place if i == version.args[1] else x for i, x in enumerate(carry)]
             writer.args = (body, carry, *rest)
@@ -76,6 +83,13 @@ def _settle(graph: Graph, copy: Any) -> Node:
     copy.replace_all_uses_with(place)
     graph.erase_node(copy)
     return newest
+
+
+def origin(version: Any) -> Any:
+    """What writes and loops have made a version of the memory from."""
+    while (made := _made(version)) is not None:
+        version = made[1]
+    return version
 
 
 def _made(version: Any) -> tuple[Any, Any] | None:
@@ -115,6 +129,10 @@ def _touch(graph: Graph, place: Any, version: Any) -> None:
     shape = place.meta["val"].shape
     if not shape.numel():
         return
+    if not shape:
+        with graph.inserting_after(version):
+            graph.call_function(aten.copy_.default, (place, version)).meta["val"] = place.meta["val"]
+        return
     with graph.inserting_after(version):
         zero = graph.call_function(aten.full.default, ([1], 0), {"dtype": torch.int64, "device": place.meta["val"].device})
     zero.meta["val"] = aten.full.default([1], 0, dtype=torch.int64, device=place.meta["val"].device)
@@ -146,8 +164,8 @@ def _check_reads(graph: Graph, copy: Node, versions: Sequence[Node], writers: Se
         for user in {user for view in views for user in view.users} - {*views, copy, graph.output_node()}:
             if order[user] > order[writer] or (user is writer and _reads_twice(writer, views)):
                 raise TraceError(
-                    f"memory of shape {list(version.meta['val'].shape)} that is donated is read as it was before it was written; "
-                    "read it before, or read what the write has returned"
+                    f"{line(*user.meta['line'])}: memory of shape {list(version.meta['val'].shape)} that is donated is read as it "
+                    f"was before it was written at {line(*writer.meta['line'])}; read it before, or read what the write returned"
                 )
 
 

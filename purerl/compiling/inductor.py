@@ -30,14 +30,15 @@ def build(graph: Graph, threads: int) -> tuple[Callable[[list[Tensor]], list[Ten
         A function of the arguments and the constants, as a list that it empties; and the library that is all of it, if one is.
     """
     inputs = [node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")]
-    mode = inputs[0].fake_mode if inputs else FakeTensorMode()
+    mode = inputs[0].fake_mode if inputs else FakeTensorMode(allow_non_fake_inputs=True)
     with torch.no_grad(), config.patch(options(threads)), tracing(TracingContext(mode)), _without_probes(), _ordered():
         program: Any = compile_fx_inner(graph.module, inputs, cpp_wrapper=CPP_WRAPPER)
     return program, _library(program) if all(x.device.type == "cpu" for x in inputs) else None
 
 
 def _library(program: Any) -> Path | None:
-    entry = getattr(program.current_callable, "__globals__", {}).get("inductor_entry")
+    """The library that is all of a program; where nothing is computed there is none."""
+    entry = getattr(getattr(program, "current_callable", None), "__globals__", {}).get("inductor_entry")
     path = getattr(getattr(entry, "__self__", None), "__file__", None)
     return Path(path) if path and not program.constants and not program.inputs_to_check else None
 

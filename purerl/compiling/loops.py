@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, track_tensor_tree
 from torch.utils import _pytree as pytree
 
-from purerl.compiling.tracing import is_literal, may_write
+from purerl.compiling.tracing import is_literal, mark, may_write
 
 scan_op._cacheable = True  # the body is a submodule of the graph, hence part of the key of inductor's on-disk cache
 
@@ -99,6 +99,7 @@ def _emit(f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated:
     proxies = pytree.tree_map_only((Tensor, torch.fx.GraphModule), tracer.unwrap_proxy, operands)
     proxy = tracer.create_proxy("call_function", scan_op, proxies, {}, name="scan")
     proxy.node.meta["in_place"] = in_place
+    mark(tracer.graph)
     with disable_proxy_modes_tracing():
         outs = [torch.empty_like(x) for x in results[:n]] + [x.new_empty((length, *x.shape)) for x in results[n:]]
     return list(track_tensor_tree(outs, proxy, constant=None, tracer=tracer))[:n_results]

@@ -35,29 +35,44 @@ def kind(x: Any) -> Any:
     return (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x)
 
 
-def on_tensors(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[Callable[..., Sequence[Tensor]], list[Any]]:
-    """The function of the tensors among the leaves to the results' leaves, and where it notes the results' structure.
+class Outcome(NamedTuple):
+    """What is known of a function once it has run.
+
+    Attributes:
+        structure: the results'.
+        given: which of the tensors that it was given are the donated memory that comes back, in its order.
+    """
+
+    structure: Any
+    given: tuple[int, ...]
+
+
+def on_tensors(
+    leafwise: Callable, leaves: Sequence[Any], structure: Any, origins: Callable | None = None
+) -> tuple[Callable[..., Sequence[Tensor]], list[Outcome]]:
+    """The function of the tensors among the leaves to the results' leaves, and where it notes the outcome.
 
     Donated memory that it gives back is written into what was given, and left out of the results.
+
+    Args:
+        origins: `origins(given, back)`: which of the donated tensors those that come back were made from.
     """
-    structures: list[Any] = []
+    outcomes: list[Outcome] = []
     given = _donated(leaves, structure)
 
     def program(*tensors: Tensor) -> Sequence[Tensor]:
         rest = iter(tensors)
         results, results_structure = leafwise([next(rest) if isinstance(x, Tensor) else x for x in leaves], structure)
-        structures.append(results_structure)
-        if not _in_place(given, results_structure):
-            return tree.copy(tuple(results))
-        is_memory = tree.donated(results_structure)
-        memory = [x for x, is_donated in zip(results, is_memory, strict=True) if is_donated]
-        _check_memory([tensors[i] for i in given], memory)
-        for i, x in zip(given, memory, strict=True):
-            if x is not tensors[i]:
-                tensors[i].copy_(x)
-        return tree.copy(tuple([x for x, is_donated in zip(results, is_memory, strict=True) if not is_donated]))
+        is_memory = [is_donated and bool(given) for is_donated in tree.donated(results_structure)]
+        memory = [x for x, there in zip(results, is_memory, strict=True) if there]
+        back = _coming_back([tensors[i] for i in given], memory, origins or _origins)
+        outcomes.append(Outcome(results_structure, tuple([given[k] for k in back])))
+        for k, x in zip(back, memory, strict=True):
+            if x is not tensors[given[k]]:
+                tensors[given[k]].copy_(x)
+        return tree.copy(tuple([x for x, there in zip(results, is_memory, strict=True) if not there]))
 
-    return program, structures
+    return program, outcomes
 
 
 def _donated(leaves: Sequence[Any], structure: Any) -> tuple[int, ...]:
@@ -66,18 +81,26 @@ def _donated(leaves: Sequence[Any], structure: Any) -> tuple[int, ...]:
     return tuple(i for i, is_donated in enumerate(marks) if is_donated)
 
 
-def _in_place(given: tuple[int, ...], results: Any) -> tuple[int, ...]:
-    """Which of the donated tensors come back in results of this structure: all or none."""
-    return given if any(tree.donated(results)) else ()
-
-
-def _check_memory(given: Sequence[Tensor], back: Sequence[Tensor]) -> None:
-    kinds = [[(x.dtype, list(x.shape)) for x in tensors] for tensors in (given, back)]
-    if kinds[0] != kinds[1]:
+def _coming_back(given: Sequence[Tensor], back: Sequence[Tensor], origins: Callable) -> list[int]:
+    """Which of the donated tensors come back: all in their order, or those that what comes back was made from."""
+    found = list(range(len(given))) if len(back) == len(given) else origins(given, back)
+    kinds = [[(x.dtype, list(x.shape)) for x in tensors] for tensors in ([given[k] for k in found if k is not None], back)]
+    if kinds[0] != kinds[1] or len(set(found)) < len(found):
         raise ValueError(
-            f"compile: the function is given the donated tensors {kinds[0]} and gives back {kinds[1]}; it must give back all of "
-            "them, in the same order, or none"
+            f"compile: the function is given the donated tensors {[(x.dtype, list(x.shape)) for x in given]} and gives back "
+            f"{kinds[1]}; what it gives back must be what it was given, written or not, each once, and of the same shape and "
+            "dtype (under vmap, memory that is not mapped can be read only)"
         )
+    return found
+
+
+def _origins(given: Sequence[Tensor], back: Sequence[Tensor]) -> list[int | None]:
+    """Which of the donated tensors others were made from by what has been traced, None if from none."""
+    from purerl.compiling import in_place, tracing
+
+    nodes = [tracing.node(x) for x in given]
+    made_from = [in_place.origin(tracing.node(x)) for x in back]
+    return [nodes.index(x) if x in nodes else None for x in made_from]
 
 
 def build(leafwise: Callable, leaves: Sequence[Any], structure: Any, threads: int, n_written: int) -> Built:
@@ -90,28 +113,28 @@ def build(leafwise: Callable, leaves: Sequence[Any], structure: Any, threads: in
         n_written: how many of the first tensors it may write into, by `copy_` of the whole.
     """
     tensors = [x for x in leaves if isinstance(x, Tensor)]
-    given, extents = _donated(leaves, structure), tuple(map(donation.extent, tensors))
+    donated, extents = _donated(leaves, structure), tuple(map(donation.extent, tensors))
     on_cpu = all(x.device.type == "cpu" for x in tensors)
     name = disk.name("call", leafwise, structure, [kind(x) for x in leaves], threads, n_written) if on_cpu else None
     found = disk.load(name) if name else None
     if found is not None:
         run = _with(disk.run(found.library), found.constants)
-        return Built(run, found.structure, _in_place(given, found.structure), extents)
+        return Built(run, found.outcome.structure, found.outcome.given, extents)
 
-    program, structures = on_tensors(leafwise, leaves, structure)
+    program, outcomes = on_tensors(leafwise, leaves, structure)
     with _without_collecting():
         from purerl.compiling import inductor, tracing  # a second of imports, for what is not on disk
 
-        graph = tracing.trace(program, tensors, (*range(n_written), *given), given)
+        graph = tracing.trace(program, tensors, (*range(n_written), *donated), donated)
         by_graph = disk.name("graph", tracing.describe(graph), threads) if on_cpu else None
         found = disk.load(by_graph) if by_graph else None
         run, library = (disk.run(found.library), found.library) if found else inductor.build(graph, threads)
     if library is not None:
         if name:
-            disk.save(name, library, structures[0], graph.constants)
+            disk.save(name, library, outcomes[0], graph.constants)
         if by_graph:  # what is found by its graph has just been traced: its structure, of one's own classes perhaps, is known
             disk.save(by_graph, library, None, graph.constants)
-    return Built(_with(run, graph.constants), structures[0], _in_place(given, structures[0]), extents)
+    return Built(_with(run, graph.constants), *outcomes[0], extents)
 
 
 @contextlib.contextmanager
@@ -128,11 +151,18 @@ def _without_collecting() -> Iterator[None]:
 
 def build_plainly(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> Built:
     """`build` with plain `torch.compile`."""
-    copies = [tree.copy(x) if is_donated else x for x, is_donated in zip(leaves, tree.donated(structure), strict=True)]
-    _, results = leafwise(copies, structure)
-    run = fallback.build(on_tensors(leafwise, leaves, structure)[0])
-    extents = tuple(donation.extent(x) for x in leaves if isinstance(x, Tensor))
-    return Built(run, results, _in_place(_donated(leaves, structure), results), extents)
+    marks = tree.donated(structure)
+    copies = [tree.copy(x) if is_donated else x for x, is_donated in zip(leaves, marks, strict=True)]
+    places = [x.data_ptr() for x, is_donated in zip(copies, marks, strict=True) if is_donated]
+    results, results_structure = leafwise(copies, structure)
+    memory = [x for x, there in zip(results, tree.donated(results_structure), strict=True) if there and places]
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    given = _donated(leaves, structure)
+    found = [places.index(x.data_ptr()) if x.data_ptr() in places else None for x in memory]
+    back = _coming_back([tensors[i] for i in given], memory, lambda *_: found)
+    program, _ = on_tensors(leafwise, leaves, structure, lambda *_: found)
+    extents = tuple(map(donation.extent, tensors))
+    return Built(fallback.build(program), results_structure, tuple([given[k] for k in back]), extents)
 
 
 def trace(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[list[bool], list[Tensor], Any]:
@@ -142,10 +172,10 @@ def trace(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[li
     if found is None:
         from purerl.compiling import tracing
 
-        program, structures = on_tensors(leafwise, leaves, structure)
-        given = _donated(leaves, structure)
-        graph = tracing.trace(program, leaves, given, given)
-        found = graph.used, [(x.shape, x.dtype) for x in graph.results], structures[0]
+        program, outcomes = on_tensors(leafwise, leaves, structure)
+        donated = _donated(leaves, structure)
+        graph = tracing.trace(program, leaves, donated, donated)
+        found = graph.used, [(x.shape, x.dtype) for x in graph.results], outcomes[0].structure
         if name:
             disk.keep(name, found)
     used, kinds, results_structure = found

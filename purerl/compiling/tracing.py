@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import linecache
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,14 +14,17 @@ import torch
 from torch import Tensor
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from purerl import compiling
 from purerl.compiling import graphs
 
 _MOVES = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten._to_copy.default, torch.ops.prims.device_put.default)
-_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, tensordict.__file__, __file__))
+_LIBRARIES = (
+    *[str(Path(file).parent) for file in (torch.__file__, tensordict.__file__, __file__)],
+    *[str(Path(__file__).parents[1] / name) for name in ("transforms.py", "tree.py")],
+)
 _WRITES_ITS_OWN = tuple(str(Path("torch", *part)) for part in (("autograd",), ("nn",), ("_decomp",), ("_refs",)))
 _VALUES = ("data-dependent control flow", "calling .item()", "support dynamic shape")  # what vmap says
 
@@ -71,9 +76,8 @@ def trace(
     from purerl.compiling import functional, in_place
 
     tracer = make_fx(_watched(f, written), select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
-    before = compiling.writes()
     try:
-        with torch.no_grad(), compiling.tracing_now():
+        with torch.no_grad(), compiling.tracing_now() as written_at:
             module = tracer(*examples)
     except RuntimeError as error:
         if any(words in str(error) for words in _VALUES):
@@ -82,8 +86,9 @@ def trace(
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
             _fold_moves(part)
+            _inline_numbers(part)
     functional.rewrite(module)
-    in_place.settle(module, donated, compiling.writes() - before)
+    in_place.settle(module, donated, written_at)
     module.graph.eliminate_dead_code()
     used = [bool(node.users) for node in module.graph.find_nodes(op="placeholder")]
     constants = _lift_constants(module)
@@ -103,6 +108,33 @@ def _place(frames: Sequence[traceback.FrameSummary]) -> str:
     """The innermost line that is the user's."""
     frame = frames[max([i for i, frame in enumerate(frames) if not frame.filename.startswith(_LIBRARIES)], default=-1)]
     return f"{frame.filename}:{frame.lineno} ({frame.line})"
+
+
+def here() -> tuple[str, int]:
+    """The innermost line that is the user's, of those that run right now."""
+    frame: Any = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def node(x: Tensor) -> Any:
+    """The node of a tensor in the graph that is being traced."""
+    mode: Any = get_proxy_mode()
+    return getattr(mode.tracer.unwrap_proxy(x), "node", None)
+
+
+def mark(graph: torch.fx.Graph) -> None:
+    """Note with the last nodes of a graph, those that have no such note, which line of the user's they are."""
+    made_at = here()
+    for made in reversed(graph.nodes):
+        if made.meta.setdefault("line", made_at) is not made_at:
+            break
+
+
+def line(file: str, number: int) -> str:
+    """A line of the user's, in words."""
+    return f"{file}:{number} ({linecache.getline(file, number).strip()})"
 
 
 def _watched(f: Callable, written: Sequence[int]) -> Callable:
@@ -145,7 +177,11 @@ class _Watch(TorchDispatchMode):
                     f"{_place(frames)}: {name} writes into a tensor; in a pure function write the operation that returns a new "
                     f"one, such as {name.rstrip('_')}, torch.where, torch.index_put or torch.scatter"
                 )
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        mode = get_proxy_mode()
+        if mode is not None:
+            mark(mode.tracer.graph)
+        return result
 
 
 def _asks_for_numbers(func: Any, args: Any) -> bool:
@@ -170,6 +206,20 @@ def _fold_moves(part: torch.fx.GraphModule) -> None:
         moved.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(moved)
         part.graph.erase_node(node)
+
+
+def _inline_numbers(part: torch.fx.GraphModule) -> None:
+    """Let operations make constants of a single number: inductor's own ones cannot be reshaped."""
+    for node in part.graph.find_nodes(op="get_attr"):
+        value = getattr(part, node.target)
+        if isinstance(value, Tensor) and not isinstance(value, FakeTensor) and not value.ndim:
+            with part.graph.inserting_before(node):
+                number = part.graph.call_function(
+                    torch.ops.aten.full.default, ([], value.item()), {"dtype": value.dtype, "device": value.device}
+                )
+            number.meta = dict(node.meta)
+            node.replace_all_uses_with(number)
+            part.graph.erase_node(node)
 
 
 def is_literal(value: Any) -> bool:

@@ -1,7 +1,13 @@
 """Deep reinforcement learning as pure functions in PyTorch."""
 
 import gc
+import os
+import signal
+import sys
 
+_is_program = sys.argv[:1] == ["-m"] or os.path.basename("".join(sys.argv[:1])) == "purerl"  # `python -m purerl`, or the script
+if _is_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `cli` is there: a traceback of imports tells nobody anything
 _collects = gc.isenabled()
 gc.disable()  # what is imported stays: looking through it for garbage would take a quarter of the time
 try:

@@ -96,7 +96,7 @@ class Env(NamedTuple):
 
 class Init(Protocol):
     def __call__(self, key: Tensor, hyper: Mapping[str, Tensor] = {}, /) -> Any:
-        """The state before the first step.
+        """The state before the first step. It is also run on tensors without data (`transforms.shapes`).
 
         Args:
             key: `[2]`.

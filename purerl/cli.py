@@ -53,9 +53,9 @@ def _parts(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
 
-def _numbers(text: str) -> float | list[float]:
+def _numbers(text: str, one: Callable[[str], float] = float) -> float | list[float]:
     """One number, or several, which sweep the field."""
-    numbers = [float(part) for part in text.split(",")]
+    numbers = [one(part) for part in text.split(",")]
     return numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -78,14 +78,14 @@ def _count(text: str) -> int:
 
 
 COUNT = Parsed("int", _count, "a valid integer")
-NUMBERS = Parsed("number[,number...]", _numbers, "a number, nor several separated by commas")
 WIDTHS = Parsed("int[,int...]", lambda text: tuple(map(int, _parts(text))), "a list of whole numbers such as 64,64")
 NAMES = Parsed("name[,name...]", lambda text: tuple(_parts(text)))
 SETTING = Parsed("name=value", _setting, "NAME=VALUE")
 
 
-def _field_option(field: dataclasses.Field) -> click.Option:
-    """The flag of a config field."""
+def _field_option(field: dataclasses.Field, is_swept: bool) -> click.Option:
+    """The flag of a config field, whose help says whether several numbers sweep it: a plain field's says nothing, as only the
+    algorithm knows."""
     flag, help = f"--{field.name.replace('_', '-')}", f"{field.metadata.get('help', '')} [{field.default}]".strip()
     if isinstance(field.default, bool):
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=help)
@@ -95,7 +95,10 @@ def _field_option(field: dataclasses.Field) -> click.Option:
         return click.Option([flag], help=help)
     if isinstance(field.default, tuple):
         return click.Option([flag], type=NAMES if get_args(field.type)[0] is str else WIDTHS, help=help)
-    return click.Option([flag], type=COUNT if isinstance(field.default, int) else NUMBERS, help=help)
+    name, one, what = ("int", _count, "a valid integer") if isinstance(field.default, int) else ("number", float, "a number")
+    if is_swept:
+        name, what = f"{name}[,{name}...]", f"{what}, nor several separated by commas"
+    return click.Option([flag], type=Parsed(name, functools.partial(_numbers, one=one), what), help=help)
 
 
 def _user_errors(f: Callable) -> Callable:
@@ -139,7 +142,12 @@ class _Algorithms(click.Group):
             ),
         ]
         records = [record for record in (config, training.Collecting, training.Evaluating) if record is not None]
-        fields = [_field_option(f) for record in records for f in dataclasses.fields(record) if f.name != "total_steps"]
+        fields = [
+            _field_option(f, record is config and "leaf" in f.metadata)
+            for record in records
+            for f in dataclasses.fields(record)
+            if f.name != "total_steps"
+        ]
 
         flags = [option.name for option in (*options, *fields)]
         for flag in flags:
@@ -151,7 +159,7 @@ class _Algorithms(click.Group):
         def run(**values: Any) -> None:
             _train(name, **values)
 
-        help = f"Train {name}. Several numbers separated by commas sweep a number; lanes = seeds x values."
+        help = f"Train {name}. Several numbers separated by commas sweep a flag that takes them; lanes = seeds x values."
         return click.Command(name, params=[*options, *fields], callback=_user_errors(run), help=help)
 
 
@@ -159,6 +167,8 @@ class _Algorithms(click.Group):
 @click.version_option(package_name="purerl")
 def main() -> None:
     """Deep reinforcement learning as pure functions in PyTorch."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `purerl/__init__.py` has set it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.formatwarning = lambda message, category, *rest: f"{category.__name__}: {message}\n"  # without a line of the source
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # for environments and algorithms in modules of one's own
@@ -366,7 +376,7 @@ def _eval(folder: Path, episodes: int, steps: int, seed: int, video: Path | None
     if run.device != "cpu" and not torch.cuda.is_available():
         run = dataclasses.replace(run, device="cpu")  # trained elsewhere
     algo, env = training.build(run)
-    lanes, meta = training.load_state(folder, run, algo, env)
+    lanes, meta = training.load_state(folder, run, algo, env, lambda lanes: algo.acting(lanes.learner.algo))
     states = lanes.learner.algo
     click.echo(f"after {meta['update'] * algo.n_envs * algo.n_steps:,} steps:")
     returns, lengths = evaluate(algo, env, states, episodes, seed, steps)

@@ -54,7 +54,7 @@ def hand_on(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def is_spent(x: Any) -> bool:
-    """Whether a tensor was handed on."""
+    """Whether a tensor was handed on, to a function that returned or failed."""
     return isinstance(x, _Spent)
 
 

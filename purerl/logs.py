@@ -5,7 +5,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,22 @@ class TensorBoardLog:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._writer.close()
+
+
+def write_all(rows: Iterable[tuple[CsvLog | TensorBoardLog, dict[str, Any]]]) -> None:
+    """Write rows, each into its file; one that cannot be written keeps no other from its own.
+
+    Raises:
+        OSError: of the first that could not be written.
+    """
+    errors = []
+    for log, row in rows:
+        try:
+            log.write(row)
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 @contextlib.contextmanager

@@ -82,8 +82,10 @@ def _run_in_place(program: programs.Built, tensors: list[Tensor]) -> list[Tensor
     """Run a program that writes into some of its arguments: the results, those among them."""
     memory = [tensors[i] for i in program.given]
     donation.check_apart(tensors, program.given, program.extents)
-    rest = iter(program.run(tensors))
-    kept = iter(donation.hand_on(memory))
+    try:
+        rest = iter(program.run(tensors))
+    finally:  # should it fail, a part is written
+        kept = iter(donation.hand_on(memory))
     return [next(kept) if is_donated else next(rest) for is_donated in tree.donated(program.structure)]
 
 

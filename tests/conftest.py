@@ -1,6 +1,8 @@
 import os
+import re
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,3 +36,12 @@ def assert_trees_equal(a, b, **tolerance):
     assert len(leaves_a) == len(leaves_b)
     for x, y in zip(leaves_a, leaves_b, strict=True):
         torch.testing.assert_close(x, y, equal_nan=True, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def peak_growth(f):
+    """Bytes by which this process was larger than before, at most, while `f` ran (Linux)."""
+    status = lambda name: int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # noqa: E731
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status("VmRSS")
+    kept = f()
+    return status("VmHWM") - before, kept

@@ -1,11 +1,10 @@
 import builtins
-import re
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from conftest import assert_trees_equal
+from conftest import assert_trees_equal, peak_growth
 from tensordict import TensorDict
 
 from purerl import checkpoint
@@ -45,20 +44,28 @@ def test_foreign_altered_other_version_other_structure(tmp_path, monkeypatch):
     path.write_bytes(safetensors.torch.save({"w": torch.ones(2)}))
     with pytest.raises(CheckpointError, match=r": a safetensors file, but not a purerl checkpoint$"):
         checkpoint.load(path, state())
-    checkpoint.save(path, [state()], {})
+    checkpoint.save(path, [state()], {"update": 3})
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r": the checksum of b.c does not match, the file was altered$"):
+        checkpoint.load(path, state())
+    checkpoint.load(path, state(), part=lambda state: state["a"])  # which is whole
+    path.write_bytes(data.replace(b"update", b"apdate"))
     with pytest.raises(CheckpointError, match=r": the checksum does not match, the file was altered$"):
-        checkpoint.load(path, state())
-    checkpoint.save(path, [state()], {})
-    with pytest.raises(CheckpointError, match=r": \['a'\] is torch.float32 \[2, 3\], but torch.float32 \[5\] was expected$"):
-        checkpoint.load(path, state().set("a", torch.zeros(5)))
-    with pytest.raises(CheckpointError, match=r": \['z'\] is missing$"):
-        checkpoint.load(path, state().set("z", torch.zeros(5)))
-    monkeypatch.setattr(checkpoint, "VERSION", 4)
-    with pytest.raises(CheckpointError, match=r": version 3; this purerl reads version 4$"):
-        checkpoint.load(path, state())
+        checkpoint.load(path, state(), part=lambda state: state["a"])
+    checkpoint.save_step(tmp_path, 3, [state()], {})
+    other = state().set("a", torch.zeros(5)).set("z", torch.zeros(5))
+    del other["b", "c"]
+    with pytest.raises(
+        checkpoint.StructureError,
+        match=r"step_000000000003.*, whose code has changed since: it has no z; nothing is called b.c any more; "
+        r"a is F32 \[2, 3\], not F32 \[5\]$",
+    ):
+        checkpoint.load_newest(tmp_path, other)
+    monkeypatch.setattr(checkpoint, "VERSION", 5)
+    with pytest.raises(CheckpointError, match=r": version 4; this purerl reads version 5$"):
+        checkpoint.load(tmp_path / "step_000000000003.safetensors", state())
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
@@ -81,15 +88,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     assert_trees_equal(checkpoint.load(tmp_path / "x", state())[0], state(1.0))
 
 
-def peak_growth(f):
-    """Bytes by which this process was larger than before, at most, while `f` ran (Linux)."""
-    status = lambda name: int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # noqa: E731
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = status("VmRSS")
-    kept = f()
-    return status("VmHWM") - before, kept
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system tells no peak")
 def test_saving_and_loading_take_no_second_copy(tmp_path):
     size = 1 << 27
@@ -102,3 +100,24 @@ def test_saving_and_loading_take_no_second_copy(tmp_path):
     assert grown < size * 1.1
     assert_trees_equal(loaded, large)
     assert_trees_equal(safetensors.torch.load_file(tmp_path / "x")["['replay']"], large["replay"])
+    grown, (part, _) = peak_growth(lambda: checkpoint.load(tmp_path / "x", template, part=lambda state: state["small"]))
+    assert grown < size // 10
+    assert part["small"].tolist() == [1.0] * 5
+    assert part["replay"].device.type == "meta"
+    whole, _ = checkpoint.load(tmp_path / "x", template, part=lambda state: state["small"] + 1)  # no tensor of the state
+    assert_trees_equal(whole, large)
+
+
+def test_the_head_tells_the_meta_and_all_of_it_whether_it_is_whole(tmp_path):
+    assert not checkpoint.newest_is_whole(tmp_path)
+    for i in range(2):
+        checkpoint.save_step(tmp_path, i, [state()], {"update": i})
+    assert checkpoint.newest_is_whole(tmp_path)
+    path = max(tmp_path.iterdir())
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert checkpoint.newest_meta(tmp_path) == {"update": 1}
+    assert not checkpoint.newest_is_whole(tmp_path)
+    path.write_bytes(data.replace(b"update", b"apdate"))
+    assert checkpoint.newest_meta(tmp_path) == {"update": 0}

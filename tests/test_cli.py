@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import gymnasium as gym
@@ -40,6 +41,8 @@ def invoke(args, tmp_path):
         ([*TRAIN, "--steps", "100"], "steps = 100 is less than one batch of n_envs * n_steps = 4 * 128 = 512"),
         ([*TRAIN, "--gamma", "1.5"], "PPOConfig.gamma = 1.5 is not a number between 0.0 and 1.0"),
         ([*TRAIN, "--lr", "1e-3,-1"], "PPOConfig.lr = -1.0 is not a number at least 0.0"),
+        ([*TRAIN, "--n-envs", "4,8"], "n_envs = [4, 8] cannot be swept: it shapes the program; only lr, "),
+        ([*TRAIN, "--eval-every", "4,8"], "Evaluating.eval_every = [4, 8] is not an integer at least 0"),
         ([*TRAIN, "--lr", "fast"], "Invalid value for '--lr': 'fast' is not a number, nor several separated by commas"),
         ([*TRAIN, "--hidden", "64,x"], "Invalid value for '--hidden': '64,x' is not a list of whole numbers such as 64,64"),
         (
@@ -238,6 +241,15 @@ def test_ctrl_c_while_compiling_ends_soon_and_says_so(tmp_path, number):
     assert said == f"Error: interrupted; go on with: purerl resume {tmp_path / 'run'}\n"
     assert child.returncode == 1
     assert [path.stem for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000000000000"]
+
+
+@pytest.mark.parametrize("imported", ["tensordict", "click"])
+@pytest.mark.parametrize("program", [["-m", "purerl"], [str(Path(sys.executable).parent / "purerl")]], ids=["module", "script"])
+def test_ctrl_c_during_imports_is_quiet(tmp_path, imported, program):
+    (tmp_path / f"{imported}.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, *program, "list"], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")  # which a shell calls 130
 
 
 TWICE = """

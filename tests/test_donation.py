@@ -10,6 +10,7 @@ from tensordict import TensorClass, TensorDict
 from torch import Tensor
 
 from purerl import Donated, SpentError, compile, compiling, random, scan, specialize, tree, vmap, write
+from purerl.compiling import programs
 from purerl.compiling.tracing import TraceError
 
 CAPACITY = 24
@@ -143,6 +144,20 @@ def test_who_has_handed_memory_on_has_it_no_longer(wrap: Callable) -> None:
             use()
     assert go_on.content.memory["obs"].sum() != 0
     assert wrap(add)(go_on, new).cursor.max() == 8
+
+
+def test_memory_is_spent_by_a_program_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        tensors[0][0] = 1.0
+        raise MemoryError
+
+    monkeypatch.setattr(programs, "build", lambda *args: programs.Built(run, args[2], (0,), (12,)))
+    memory = Donated(memory=TensorDict(x=torch.zeros(3)))
+    held = memory.memory["x"]
+    with pytest.raises(MemoryError):
+        compile(lambda memory: memory)(memory)
+    with pytest.raises(SpentError):
+        held.sum()
 
 
 def test_a_function_that_reads_spends_nothing() -> None:
@@ -393,7 +408,9 @@ def test_rows_that_there_are_not() -> None:
     compiled = compile(write)
     with pytest.raises(RuntimeError, match="index out of bounds"):
         compiled(d, at(6), torch.ones(1))
-    assert compiled(d, at(-1), torch.ones(1) * 9).memory["a"].tolist() == [0, 1, 2, 3, 4, 9]
+    with pytest.raises(SpentError):  # it may be written in part
+        d.memory["a"].sum()
+    assert compiled(numbers(), at(-1), torch.ones(1) * 9).memory["a"].tolist() == [0, 1, 2, 3, 4, 9]
 
 
 def test_what_cannot_be_compiled_spends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

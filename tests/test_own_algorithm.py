@@ -205,8 +205,11 @@ def make_configured(spec, config: Config | None = None):
         ),
         (
             ["wrong:make_configured", "--rate", "0.1,0.2"],
-            "rate = [0.1, 0.2] cannot be swept: it shapes the program; wrong:make_conf",
+            "rate = [0.1, 0.2] cannot be swept: it is not in the algorithm's hyper; wrong:make_configured has no numbers that can",
         ),
+        (["wrong:make_configured", "--n-steps", "4,8"], "n_steps = [4, 8] cannot be swept: it is not in the algorithm's hyper;"),
+        (["wrong:make_configured", "--n-steps", "4.5"], "Invalid value for '--n-steps': '4.5' is not a valid integer"),
+        (["wrong:make_configured", "--rate", "x"], "Invalid value for '--rate': 'x' is not a number"),
         (["wrong:make_greedy"], "'wrong:make_greedy' has a config field 'seeds', but purerl train has that flag itself"),
         (["broken:make"], "algorithm: 'broken:make' cannot be imported: NameError: name 'oh' is not defined"),
         (["lacking:make"], "algorithm: 'lacking:make' cannot be imported (No module named 'no_such_package')"),
@@ -242,6 +245,17 @@ def test_a_config_of_plain_fields_is_flags_too(tmp_path, monkeypatch, uncompiled
     found = CliRunner().invoke(main, words.split())
     assert found.exit_code == 0, found.output
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"] == {"n_steps": 4, "rate": 0.25, "word": "b"}
+
+
+def test_the_help_says_what_is_swept(tmp_path, monkeypatch):
+    (tmp_path / "wrong.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "wrong", raising=False)
+    said = {name: CliRunner().invoke(main, ["train", name, "--help"]).output for name in (MINE, "wrong:make_configured")}
+    assert "--lr NUMBER[,NUMBER...]" in said[MINE]
+    for flag in ("--n-steps INT ", "--timeout NUMBER "):
+        assert all(flag in help for help in said.values())
+    assert "--rate NUMBER " in said["wrong:make_configured"]
 
 
 def test_a_feed_says_what_acting_needs():

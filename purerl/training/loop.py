@@ -12,7 +12,7 @@ import torch
 from purerl import checkpoint
 from purerl.training.programs import Lanes, Runner, initial_state, load_state, make_runner
 from purerl.training.reports import Evaluator, Failure, Figures, Hook, Moment, Progress, every
-from purerl.training.run import Run, build, check_device, lanes, rows_written
+from purerl.training.run import Run, build, check_device, lanes, load_run, rows_written
 
 REPORT_EVERY = 0.2  # seconds
 
@@ -22,7 +22,9 @@ def finished(out: Path, run: Run) -> bool:
     algo, meta = build(run)[0], checkpoint.newest_meta(out / "checkpoints")
     batch = algo.n_envs * algo.n_steps
     owed = run.evaluating.eval_every and meta.get("evaluated", 0) < run.steps // batch * batch
-    return meta.get("update", 0) >= run.steps // batch and not owed and not any((out / "checkpoints").glob("evaluation_*"))
+    if meta.get("update", 0) < run.steps // batch or owed or any((out / "checkpoints").glob("evaluation_*")):
+        return False
+    return checkpoint.newest_is_whole(out / "checkpoints")
 
 
 def train(
@@ -49,17 +51,43 @@ def train(
         Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
     """
     out = out.absolute()  # an environment may go to another folder
-    _keep_freed_memory()
-    with checkpoint.locked(out), _threads(run.threads or torch.get_num_threads()):
+    with checkpoint.locked(out), _threads(run.threads or torch.get_num_threads()), _keeping_freed_memory(), _thawing():
         return _train(run, out, resume, report, checkpoint_every)
 
 
-def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed: a program soon asks for the same again, and new pages are filled with zeros first."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        for parameter, value in ((-4, 0), (-1, (1 << 31) - 1), (-2, 1 << 26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-            mallopt(parameter, value)
+@contextlib.contextmanager
+def _keeping_freed_memory() -> Iterator[None]:
+    """Let the C library keep what is freed: a program soon asks for the same again, and new pages are filled with zeros first.
+
+    Afterwards it gives all of that back, and what is freed from then on as by itself. What it was told before cannot be asked: its
+    thresholds are put where they come to stand after large allocations (mallopt(3)).
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        set_option, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError):  # another C library
+        yield
+        return
+    mmap_max, mmap_threshold, top_pad, trim_threshold = -4, -3, -2, -1
+    for parameter, value in ((mmap_max, 0), (trim_threshold, (1 << 31) - 1), (top_pad, 1 << 26)):
+        set_option(parameter, value)
+    try:
+        yield
+    finally:
+        for parameter, value in ((mmap_max, 1 << 16), (mmap_threshold, 1 << 25), (trim_threshold, 1 << 26), (top_pad, 1 << 17)):
+            set_option(parameter, value)
+        trim(0)
+
+
+@contextlib.contextmanager
+def _thawing() -> Iterator[None]:
+    """Let the garbage collector visit again what is frozen meanwhile, unless something was before: it cannot be told apart."""
+    frozen = gc.get_freeze_count()
+    try:
+        yield
+    finally:
+        if not frozen:
+            gc.unfreeze()
 
 
 @contextlib.contextmanager
@@ -125,6 +153,8 @@ def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
             f"{folder}: the checkpoints are gone; the figures of the run's steps are still in {out}. "
             f"To begin anew, train into another folder, or delete {out} first"
         )
+    if not resume and load_run(out) != run:
+        raise checkpoint.CheckpointError(f"{out}: another run has been prepared here meanwhile")
     if saved and not resume:
         raise checkpoint.CheckpointError(f"{folder}: holds the checkpoints of a run; resume it, or train into another folder")
     return load_state(out, run, *build(run)) if saved else (None, {})

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from purerl import checkpoint, envs, random, samplers, tree
 from purerl.base import Algorithm, Env
-from purerl.donation import Donated
+from purerl.donation import Donated, is_spent
 from purerl.episodes import Episodes, averages, init_episodes, record_episodes
 from purerl.rollout import discount, fuse
 from purerl.training.run import Run, lanes
@@ -88,10 +88,13 @@ class Runner:
         """How many updates each lane has made.
 
         Raises:
-            RuntimeError: an error came in between: some lanes have made more than others, or their memory is still being written.
+            RuntimeError: an error came in between: some lanes have made more than others, or their memory is still being written,
+                or is written in part.
         """
         if self._writes_in_place and wait(self._futures, 0).not_done:
             raise RuntimeError("an update that writes into the lanes' memory is still at work")
+        if any(is_spent(x) for tile in self.tiles for x in tree.leaves(tile)):
+            raise RuntimeError("an update failed while it wrote into the lanes' memory")
         if len(set(self._updates)) > 1:
             raise RuntimeError(f"some lanes stand at update {min(self._updates)} and some at {max(self._updates)}")
         return self._updates[0]
@@ -102,13 +105,17 @@ class Runner:
         return self._program.lost()
 
     def step(self, n: int) -> None:
-        """Make n updates in every lane."""
+        """Make n updates in every lane; after an error all lanes have made equally many, unless they write into memory, which
+        cannot be taken back."""
+        before = list(self.tiles), list(self._updates), list(self._infos)
         self._futures = [self._pool.submit(self._advance, i, n) for i in range(len(self.tiles))]
         try:
             for future in self._futures:
                 future.result()
         except BaseException:
             wait(self._futures, PATIENCE)
+            if len(set(self._updates)) > 1 and not self._writes_in_place:
+                self.tiles, self._updates, self._infos = before
             raise
 
     def wait(self) -> None:
@@ -203,8 +210,16 @@ def pure_program(algo: Algorithm, env: Env) -> Program:
 
     def advance(tile: Lanes, n: int) -> Iterator[Step]:
         packed, unpack = tree.pack(tile.learner, axes=1)
-        (packed, going, updates), info = many((packed, tile.going, tile.updates), n)
-        yield Step(n, Lanes(learner=unpack(packed), going=going, updates=updates), info)
+        state, made = (packed, tile.going, tile.updates), 0
+        at_once = n if tile.going.device.type == "cuda" else 1
+        try:
+            while made < n:
+                state, info = many(state, at_once)
+                made += at_once
+        finally:  # what was made before an error is good
+            if made:
+                packed, going, updates = state
+                yield Step(made, Lanes(learner=unpack(packed), going=going, updates=updates), info)
 
     return Program(advance)
 
@@ -266,8 +281,13 @@ def _before_all(run: Run, algo: Algorithm, env: Env | envs.HostEnv, keys: Tensor
     return Lanes(learner=learner, going=going, updates=torch.zeros_like(going, dtype=torch.int64))
 
 
-def load_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> tuple[Lanes, dict[str, Any]]:
+def load_state(
+    out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv, part: Callable[[Lanes], Any] = lambda lanes: lanes
+) -> tuple[Lanes, dict[str, Any]]:
     """The newest whole checkpoint of a run: the state of all lanes, and its meta.
+
+    Args:
+        part: picks what is needed of it; the rest may be left without data.
 
     Raises:
         CheckpointError: there is none.
@@ -275,4 +295,4 @@ def load_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) ->
     n = len(lanes(run))
     keys, hyper = torch.zeros(n, 2, dtype=torch.int32), {name: torch.zeros(n) for name in run.sweep}
     template = shapes(lambda keys, hyper: _before_all(run, algo, env, keys, hyper), keys, hyper)
-    return checkpoint.load_newest(out / "checkpoints", template, run.device)
+    return checkpoint.load_newest(out / "checkpoints", template, run.device, part)

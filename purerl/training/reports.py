@@ -108,13 +108,14 @@ class Figures:
             logs.RATE: round(moment.rate, 1),
             logs.LOST: moment.lost,
         }
-        for i, lane in enumerate(self._csv):
-            if going[i]:
-                lane.write({**clock, **{name: x[i] for name, x in figures.items()}})
+        rows: list[tuple[Any, dict[str, Any]]] = [
+            (lane, {**clock, **{name: x[i] for name, x in figures.items()}}) for i, lane in enumerate(self._csv) if going[i]
+        ]
         for group, members in self._members.items():
             members = [i for i in members if going[i]]
             if members:
-                self._tb[group].write({**clock, **{name: x[members].mean() for name, x in figures.items()}})
+                rows.append((self._tb[group], {**clock, **{name: x[members].mean() for name, x in figures.items()}}))
+        logs.write_all(rows)
         returns = figures["ReturnAverage"][going]
         self.mean_return = np.nan if np.isnan(returns).all() else float(np.nanmean(returns))
 
@@ -173,8 +174,12 @@ class Evaluator:
                 warnings.warn(f"{error}; the evaluation after {steps} steps is left out", stacklevel=3)
                 self._path(steps).unlink()
                 continue
-            self._pending = steps, _going(runner), self._evaluate(owed)
+            self._pending = steps, self._going(runner, steps), self._evaluate(owed)
             self._collect()
+
+    def _going(self, runner: Runner, steps: int) -> list[bool]:
+        """Which lanes were going after so many steps."""
+        return runner.gather(lambda tile: tile.updates * self._batch >= steps).tolist()
 
     def _path(self, steps: int) -> Path:
         return self._folder / f"evaluation_{steps:012d}.safetensors"
@@ -194,7 +199,7 @@ class Evaluator:
             acting = runner.gather(self._acting)
             checkpoint.save(self._path(steps), [acting], {})
             self.evaluated = steps
-            self._pending = steps, _going(runner), self._evaluate(acting)
+            self._pending = steps, self._going(runner, steps), self._evaluate(acting)
         if self._pending and (last or not self._background or self._pending[-1].done()):
             self._collect()
 
@@ -213,7 +218,8 @@ class Evaluator:
         if self._pending is None:
             return
         (steps, goings, found), self._pending = self._pending, None
-        for (lane, tensorboard), going, returns, lengths in zip(self._sinks, goings, *found.result(), strict=True):
+        rows: list[tuple[Any, dict[str, Any]]] = []
+        for sinks, going, returns, lengths in zip(self._sinks, goings, *found.result(), strict=True):
             if not going:
                 continue
             row: dict[str, Any] = {
@@ -223,8 +229,8 @@ class Evaluator:
                 "Evaluation/LengthAverage": lengths.mean(),
                 "Evaluation/Episodes": len(returns),
             }
-            lane.write(row)
-            tensorboard.write(row)
+            rows += [(sink, row) for sink in sinks]
+        logs.write_all(rows)
         self._path(steps).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -236,10 +242,6 @@ class Evaluator:
         for lane, tensorboard in self._sinks:
             lane.close()
             tensorboard.close()
-
-
-def _going(runner: Runner) -> list[bool]:
-    return runner.gather(lambda tile: tile.going).tolist()
 
 
 def evaluate_run(run: Run, acting: Any) -> Evaluation:

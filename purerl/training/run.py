@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,10 @@ def check_sweep(algo: str, spec: EnvSpec, config: Any, name: str, values: list) 
         numbers = algos.make(algo, spec, dataclasses.replace(config, **{name: value})).hyper
         if name not in numbers:
             allowed = f"only {', '.join(numbers)} can" if numbers else f"{algo} has no numbers that can"
-            raise ValueError(f"{name} = {values} cannot be swept: it shapes the program; {allowed}")
+            (declared,) = (f.metadata for f in dataclasses.fields(config) if f.name == name)
+            shapes = declared and "leaf" not in declared
+            why = "it shapes the program" if shapes else "it is not in the algorithm's hyper"
+            raise ValueError(f"{name} = {values} cannot be swept: {why}; {allowed}")
     if len({np.float32(value) for value in values}) < len(values):
         raise ValueError(f"{name} = {values} holds a number twice (as float32, in which it is computed)")
 
@@ -225,13 +229,20 @@ def _short(value: float) -> str:
 
 
 def make_config(run: Run, variant: dict[str, float]) -> Any:
-    """The algorithm's config of one variant; None if it takes none."""
+    """The algorithm's config of one variant; None if it takes none.
+
+    Raises:
+        ValueError: the run was planned with fields that the config no longer has.
+    """
     config_class, values = algos.config_class(run.algo), {**run.config, **variant}
+    gone = values.keys() - {f.name for f in (dataclasses.fields(config_class) if config_class else ())}
+    if gone:
+        raise ValueError(f"{run.algo} has no config field {', '.join(sorted(gone))} any more, which the run's config.json has")
     return config_class and config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def prepare(out: Path, run: Run) -> None:
-    """Make the run's folder and describe the run in it.
+    """Make the run's folder and describe the run in it, in the place of one that never came beyond its first state.
 
     Raises:
         ValueError: the folder holds a run already, or cannot be written.
@@ -240,6 +251,7 @@ def prepare(out: Path, run: Run) -> None:
     try:
         with checkpoint.locked(out):
             _refuse_a_run(out)  # another process may have been faster
+            _clear(out)
             _describe(out, run)
     except OSError as error:
         raise ValueError(f"out: {out} cannot be written ({error.strerror})") from None
@@ -247,11 +259,29 @@ def prepare(out: Path, run: Run) -> None:
 
 def _refuse_a_run(out: Path) -> None:
     if (out / "config.json").exists():
-        raise ValueError(f"out: {out} already holds a run; choose another folder, or continue it with: purerl resume {out}")
-    if any((out / "checkpoints").glob("*.safetensors")):
+        if _begun(out):
+            raise ValueError(f"out: {out} already holds a run; choose another folder, or continue it with: purerl resume {out}")
+    elif any((out / "checkpoints").glob("*.safetensors")):
         raise ValueError(
             f"out: {out} holds the checkpoints of a run whose config.json is gone; choose another folder, or delete it"
         )
+
+
+def _begun(out: Path) -> bool:
+    """Whether a folder's run has come beyond its first state, or cannot be read: else there is nothing to lose."""
+    try:
+        further = any(path.stem != "step_000000000000" for path in (out / "checkpoints").glob("*.safetensors"))
+        return further or rows_written(out, load_run(out))
+    except ValueError:
+        return True
+
+
+def _clear(out: Path) -> None:
+    """Delete what a run that has not begun has left."""
+    if (out / "config.json").exists():
+        for name in {"tb", "checkpoints", *(lane_name(*lane).split("/")[0] for lane in lanes(load_run(out)))}:
+            shutil.rmtree(out / name, ignore_errors=True)
+        (out / "error.log").unlink(missing_ok=True)
 
 
 def _describe(out: Path, run: Run) -> None:

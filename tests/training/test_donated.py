@@ -4,13 +4,16 @@ import contextlib
 import itertools
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_trees_equal
+from click.testing import CliRunner
+from conftest import assert_trees_equal, peak_growth
 from tensordict import TensorDict
 
-from purerl import Donated, training, tree
+from purerl import Donated, checkpoint, donation, training, tree
+from purerl.cli import main
 
 
 def plan(out, env, **kwargs):
@@ -77,6 +80,22 @@ def test_an_interrupted_run_is_resumed_with_the_same_bits(env, tmp_path):
     assert_trees_equal(lone, lane, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system tells no peak")
+def test_an_evaluation_reads_no_memory(tmp_path):
+    def evaluate(capacity, *flags):  # of 24 bytes each
+        out = tmp_path / str(capacity)
+        run = training.plan("replaying:make", "CartPole-v1", 2, 640, {"capacity": capacity})
+        training.prepare(out, run)
+        state = training.initial_state(run, *training.build(run))
+        checkpoint.save_step(out / "checkpoints", 0, [state], {"update": 0})
+        grown, found = peak_growth(lambda: CliRunner().invoke(main, ["eval", str(out), "--episodes", "1", *flags]))
+        assert found.exit_code == 0, found.output
+        return grown
+
+    evaluate(96, "--video", str(tmp_path / "film.gif"))
+    assert evaluate(1_000_000) < 16e6
+
+
 def test_the_guard_keeps_the_good_state_without_a_copy_of_the_memory():
     example = training.HostState(
         algo=torch.zeros(2), episodes=Donated(memory={"x": torch.zeros(3)}), key=torch.zeros(2, dtype=torch.int32)
@@ -94,6 +113,58 @@ def test_the_guard_keeps_the_good_state_without_a_copy_of_the_memory():
     assert updates == 3
     assert seen == [tree.leaves(packed[Donated])[0].data_ptr()] == [tree.leaves(after[Donated])[0].data_ptr()]
     assert after[torch.float32].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_an_update_that_fails_among_several(tmp_path, monkeypatch, torn):
+    """What the updates before it have left is saved, unless the memory is written in part."""
+    torch.set_num_threads(1)
+    made = []
+
+    def compile(f):
+        def call(*state):
+            made.append(1)
+            if len(made) == 4:
+                donation.hand_on(memory(state) if torn else [])  # as what is compiled does before it writes
+                raise MemoryError
+            return f(*state)
+
+        return call
+
+    monkeypatch.setattr(training.programs, "compile", compile)
+    monkeypatch.setattr(training.loop.Pace, "fits", lambda self, update, seconds: 3)
+    monkeypatch.setattr(training.loop, "every", lambda n, act: training.reports.every(100, act))
+    run = plan(tmp_path / "whole", "CartPole-v1")
+    training.prepare(tmp_path / "cut", run)
+    with pytest.raises(MemoryError) as raised:
+        training.train(run, tmp_path / "cut")
+    if torn:
+        why = "an update failed while it wrote into the lanes' memory"
+        assert raised.value.__notes__ == [f"the run up to there could not be saved ({why}); the checkpoint before is whole"]
+    else:
+        assert raised.value.__notes__ == ["the run up to there is saved"]
+    assert final(tmp_path / "cut", run).updates.tolist() == [0 if torn else 3] * 4
+    training.train(run, tmp_path / "cut", resume=True)
+    training.train(run, tmp_path / "whole")
+    assert_trees_equal(final(tmp_path / "cut", run), final(tmp_path / "whole", run))
+
+
+def test_lanes_without_memory_go_back_to_where_all_of_them_were():
+    def advance(tile, n):
+        yield training.programs.Step(1, tree.map(lambda x: x + 1, tile), TensorDict())
+        if tile.updates[0] == 7:
+            raise MemoryError
+        yield training.programs.Step(n - 1, tree.map(lambda x: x + n, tile), TensorDict())
+
+    def tile(x):
+        return training.Lanes(learner=torch.zeros(1), going=torch.ones(1), updates=torch.full((1,), x))
+
+    runner = training.Runner(training.programs.Program(advance), [tile(3), tile(7)], 5)
+    with pytest.raises(MemoryError):
+        runner.step(3)
+    assert runner.update == 5
+    assert [tile.updates.item() for tile in runner.tiles] == [3, 7]
+    runner.close()
 
 
 def test_memory_that_a_thread_still_writes_is_not_saved(monkeypatch):

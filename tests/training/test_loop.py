@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import multiprocessing
 import os
@@ -218,6 +219,24 @@ def test_a_full_disk_ends_the_run_and_its_workers(tmp_path, small_run, monkeypat
     assert checkpoint.newest_meta(tmp_path / "checkpoints")["update"] > 0
 
 
+@pytest.mark.parametrize("name", ["progress.csv", "evaluation.csv"])
+def test_a_row_that_cannot_be_written_keeps_no_other_from_its_file(tmp_path, small_run, monkeypatch, name):
+    run = small_run(tmp_path, overrides={"lr": [1e-3, 1e-2]}, evaluating=training.Evaluating(eval_every=320, eval_episodes=1))
+    full, write = tmp_path / "lr=0.001" / "seed_000" / name, logs.CsvLog.write
+
+    def fill(self, row):
+        if self._path == full and row[logs.STEPS] == 320:
+            raise OSError(28, "No space left on device", str(self._path))
+        write(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logs.CsvLog, "write", fill)
+        with pytest.raises(OSError, match=f"No space left on device: '{full}'"):
+            training.train(run, tmp_path)
+    assert read_rows(tmp_path / "lr=0.01" / "seed_000" / name)[1][-1][logs.STEPS] == "320"
+    training.train(run, tmp_path, resume=True)
+
+
 def test_a_folder_with_checkpoints_is_no_place_for_a_new_run(tmp_path, small_run):
     run = small_run(tmp_path)
     training.train(run, tmp_path)
@@ -303,6 +322,23 @@ def test_an_evaluation_that_was_interrupted_is_made_up(tmp_path, monkeypatch, ba
     assert not list((tmp_path / "cut" / "checkpoints").glob("evaluation_*"))
 
 
+def test_an_evaluation_is_made_up_for_the_lanes_that_went_on_then(tmp_path, monkeypatch, small_run):
+    run = small_run(tmp_path, overrides={"lr": [1e-3, 1e-2]}, evaluating=training.Evaluating(eval_every=32))
+    learner = training.HostState(algo=torch.zeros(2), episodes=TensorDict(), key=torch.zeros(2, 2, dtype=torch.int32))
+    tile = training.Lanes(learner=learner, going=torch.tensor([True, False]), updates=torch.tensor([10, 7]))  # the second stopped
+    runner = training.Runner(training.programs.Program(lambda tile, n: iter(())), [tile], 10)
+    (tmp_path / "checkpoints").mkdir()
+    for steps in (224, 256):
+        checkpoint.save(tmp_path / "checkpoints" / f"evaluation_{steps:012d}.safetensors", [learner.algo], {})
+    monkeypatch.setattr(training.reports, "evaluate_run", lambda run, acting: (np.ones((2, 3)), np.ones((2, 3))))
+    evaluator = training.Evaluator(run, lambda algo: algo, tmp_path, 320, 320, 32)
+    evaluator.make_up(runner)
+    evaluator.close()
+    runner.close()
+    found = [[steps for steps, *_ in read_evaluations(tmp_path / f"lr={lr}" / "seed_000")] for lr in ("0.001", "0.01")]
+    assert found == [[224, 256], [224]]
+
+
 def test_an_evaluation_that_was_not_even_begun_is_made_up(tmp_path, monkeypatch, small_run):
     evaluating = training.Evaluating(eval_every=200, eval_episodes=2)
     run = small_run(tmp_path, evaluating=evaluating)
@@ -383,6 +419,50 @@ def test_checkpoints_that_are_gone_are_no_reason_to_begin_anew(tmp_path, small_r
     with pytest.raises(checkpoint.CheckpointError, match=r"checkpoints: the checkpoints are gone; .*To begin anew, train into"):
         training.train(run, tmp_path, resume=True)
     assert (tmp_path / "seed_000" / "progress.csv").read_text() == before
+
+
+def test_a_run_that_never_began_gives_its_folder_to_another(tmp_path, small_run, monkeypatch):
+    def fail(self, n):
+        raise ZeroDivisionError
+
+    run = small_run(tmp_path, overrides={"lr": [1e-3, 1e-2]})
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Runner, "step", fail)
+        with pytest.raises(ZeroDivisionError):
+            training.train(run, tmp_path)
+    other = small_run(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match=r": another run has been prepared here meanwhile$"):
+        training.train(run, tmp_path)
+    training.train(other, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "checkpoints", "config.json", "seed_000", "tb"]
+    for gone in ("checkpoints", "seed_000"):
+        with pytest.raises(ValueError, match="already holds a run"):
+            small_run(tmp_path)
+        shutil.rmtree(tmp_path / gone)
+    small_run(tmp_path)  # neither a state nor a figure is left
+
+
+def test_a_run_whose_algorithm_has_another_code_by_now(tmp_path, small_run, monkeypatch):
+    run = small_run(tmp_path)
+    training.train(run, tmp_path)
+    with pytest.raises(ValueError, match=r"^a2c has no config field depth any more, which the run's config.json has$"):
+        training.train(dataclasses.replace(run, config={**run.config, "depth": 3}), tmp_path, resume=True)
+    other = dataclasses.replace(run, config={**run.config, "hidden": [9]})
+    with pytest.raises(checkpoint.StructureError, match=r"changed since: .*actor.weight is F32 \[1, 2, 8\], not F32 \[1, 2, 9\]"):
+        training.train(other, tmp_path, resume=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system tells no size")
+def test_training_leaves_the_process_as_it_was(tmp_path, small_run):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    training.train(small_run(tmp_path), tmp_path)
+    assert gc.get_freeze_count() == 0
+    before = resident()
+    large = torch.ones(1 << 25)
+    del large
+    assert resident() - before < 1 << 24
 
 
 def test_two_cannot_train_the_same_run(tmp_path, small_run):

@@ -1,0 +1,100 @@
+"""The games against MinAtar's own, which are given the same random numbers."""
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+logging.disable(logging.WARNING)  # minatar warns that it cannot draw without seaborn
+from minatar import Environment  # noqa: E402
+
+from purerl import autoreset, random, vmap  # noqa: E402
+from purerl.envs.minatar import breakout  # noqa: E402
+
+logging.disable(logging.NOTSET)
+
+
+class Script:
+    """A generator that gives the numbers of `[0, 1)` that it is told."""
+
+    def __init__(self):
+        self.numbers = []
+
+    def rand(self, n=None):
+        return self._next(n)
+
+    def randint(self, low, high=None, size=None):
+        low, high = (0, low) if high is None else (low, high)
+        return low + np.int64(self._next(size) * np.float32(high - low))
+
+    def _next(self, n):
+        taken = [np.float32(self.numbers.pop(0)) for _ in range(n or 1)]
+        return np.array(taken) if n else taken[0]
+
+
+class Game(NamedTuple):
+    module: object
+    env: object
+    script: object  # from the numbers of one environment's noise, the numbers in the order in which the original takes them
+
+
+GAMES = {
+    "breakout": Game(breakout, breakout.ENV, lambda right: [0.75 if right else 0.25]),
+}
+
+
+def compare(name, policy, n_envs=16, n_steps=500, env=None, adjust=None, immortal=False):
+    """Play both step for step; returns the originals, and how many episodes ended."""
+    module, ours, script = GAMES[name]
+    env = env or ours
+    rng = np.random.RandomState(0)
+    noises = vmap(vmap(env.draw))(random.split(random.key(1), n_steps * n_envs).unflatten(0, (n_steps, n_envs)))
+    originals = [Environment(name, sticky_action_prob=0.0) for _ in range(n_envs)]
+    for original in originals:
+        original.random = original.env.random = Script()
+
+    def reset(i, numbers):
+        originals[i].env.random.numbers = script(numbers)
+        originals[i].reset()
+        return originals[i].state()
+
+    state, obs = vmap(env.reset)(noises[0])
+    seen = [reset(i, noises[0][i].numpy()) for i in range(n_envs)]
+    done, ended, total = torch.zeros(n_envs, dtype=torch.bool), 0, 0.0
+    for t in range(1, n_steps):
+        np.testing.assert_array_equal(obs.numpy(), np.stack(seen).transpose(0, 3, 1, 2))
+        actions = policy(np.stack(seen), rng)
+        state, obs, reward, terminated, truncated = autoreset.step(env, state, torch.from_numpy(actions), noises[t], done)
+        assert not truncated.any()
+        numbers, rewards, ends = noises[t].numpy(), np.zeros(n_envs), np.zeros(n_envs, bool)
+        for i, original in enumerate(originals):
+            if done[i]:
+                seen[i] = reset(i, numbers[i])
+                continue
+            original.env.random.numbers = script(numbers[i])
+            rewards[i], ends[i] = original.act(actions[i])
+            seen[i] = original.state()
+        np.testing.assert_array_equal(reward.numpy(), rewards)
+        np.testing.assert_array_equal(terminated.numpy(), ends)
+        done, ended, total = terminated, ended + ends.sum(), total + rewards.sum()
+    return originals, ended, total
+
+
+def at_random(obs, rng):
+    return rng.randint(0, 6, len(obs))
+
+
+def catch_the_ball(obs, rng):
+    """Below the ball, but for a few moves at random."""
+    ball, paddle = obs[..., 1].any(1).argmax(-1), obs[:, 9, :, 0].argmax(-1)
+    action = np.where(ball < paddle, 1, np.where(ball > paddle, 3, 0))
+    return np.where(rng.rand(len(obs)) < 0.05, rng.randint(0, 6, len(obs)), action)
+
+
+def test_breakout_is_the_originals():
+    _, ended, _ = compare("breakout", at_random, n_steps=300)
+    assert ended > 100
+    _, _, total = compare("breakout", catch_the_ball, n_envs=8, n_steps=1200)
+    assert total / 8 > 40  # a row is cleared and comes back

@@ -11,7 +11,7 @@ logging.disable(logging.WARNING)  # minatar warns that it cannot draw without se
 from minatar import Environment  # noqa: E402
 
 from purerl import autoreset, random, vmap  # noqa: E402
-from purerl.envs.minatar import breakout  # noqa: E402
+from purerl.envs.minatar import asterix, breakout, freeway, space_invaders  # noqa: E402
 
 logging.disable(logging.NOTSET)
 
@@ -41,7 +41,10 @@ class Game(NamedTuple):
 
 
 GAMES = {
+    "asterix": Game(asterix, asterix.ENV, list),
     "breakout": Game(breakout, breakout.ENV, lambda right: [0.75 if right else 0.25]),
+    "freeway": Game(freeway, freeway.ENV, lambda speed: [*(abs(speed) - 0.5) / 5, *np.where(speed > 0, 0.75, 0.25)]),
+    "space_invaders": Game(space_invaders, space_invaders.ENV, lambda key: []),
 }
 
 
@@ -53,7 +56,7 @@ def compare(name, policy, n_envs=16, n_steps=500, env=None, adjust=None, immorta
     noises = vmap(vmap(env.draw))(random.split(random.key(1), n_steps * n_envs).unflatten(0, (n_steps, n_envs)))
     originals = [Environment(name, sticky_action_prob=0.0) for _ in range(n_envs)]
     for original in originals:
-        original.random = original.env.random = Script()
+        original.random, original.env.random = Script(), Script()
 
     def reset(i, numbers):
         originals[i].env.random.numbers = script(numbers)
@@ -73,7 +76,7 @@ def compare(name, policy, n_envs=16, n_steps=500, env=None, adjust=None, immorta
             if done[i]:
                 seen[i] = reset(i, numbers[i])
                 continue
-            original.env.random.numbers = script(numbers[i])
+            original.random.numbers, original.env.random.numbers = [0.5], script(numbers[i])
             rewards[i], ends[i] = original.act(actions[i])
             seen[i] = original.state()
         np.testing.assert_array_equal(reward.numpy(), rewards)
@@ -98,3 +101,21 @@ def test_breakout_is_the_originals():
     assert ended > 100
     _, _, total = compare("breakout", catch_the_ball, n_envs=8, n_steps=1200)
     assert total / 8 > 40  # a row is cleared and comes back
+
+
+def test_freeway_is_the_originals():
+    _, ended, total = compare("freeway", lambda obs, rng: rng.choice([2, 2, 2, 4, 0], len(obs)), n_envs=4, n_steps=2600)
+    assert ended == 4
+    assert total > 20
+
+
+def test_asterix_is_the_originals():
+    _, ended, total = compare("asterix", at_random)
+    assert ended > 50
+    assert total > 50
+
+
+def test_space_invaders_is_the_originals():
+    _, ended, total = compare("space_invaders", at_random)
+    assert ended > 50
+    assert total > 100

@@ -1,6 +1,8 @@
 """The games against MinAtar's own, which are given the same random numbers."""
 
+import functools
 import logging
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +12,8 @@ import torch
 logging.disable(logging.WARNING)  # minatar warns that it cannot draw without seaborn
 from minatar import Environment  # noqa: E402
 
-from purerl import autoreset, random, vmap  # noqa: E402
-from purerl.envs.minatar import asterix, breakout, freeway, space_invaders  # noqa: E402
+from purerl import autoreset, compile, random, vmap  # noqa: E402
+from purerl.envs.minatar import asterix, breakout, freeway, seaquest, space_invaders  # noqa: E402
 
 logging.disable(logging.NOTSET)
 
@@ -44,19 +46,43 @@ GAMES = {
     "asterix": Game(asterix, asterix.ENV, list),
     "breakout": Game(breakout, breakout.ENV, lambda right: [0.75 if right else 0.25]),
     "freeway": Game(freeway, freeway.ENV, lambda speed: [*(abs(speed) - 0.5) / 5, *np.where(speed > 0, 0.75, 0.25)]),
+    "seaquest": Game(seaquest, seaquest.ENV, list),
     "space_invaders": Game(space_invaders, space_invaders.ENV, lambda key: []),
 }
 
 
-def compare(name, policy, n_envs=16, n_steps=500, env=None, adjust=None, immortal=False):
-    """Play both step for step; returns the originals, and how many episodes ended."""
-    module, ours, script = GAMES[name]
-    env = env or ours
+@functools.cache
+def compiled(env):
+    return compile(partial(autoreset.step, env))
+
+
+def tell_apart(original):
+    """Let enemies take the first three numbers and divers the next two, whether both enter or one of them."""
+    spawn_enemy, spawn_diver = original._spawn_enemy, original._spawn_diver
+
+    def enemy():
+        numbers = list(original.random.numbers)
+        spawn_enemy()
+        original.random.numbers = numbers
+
+    def diver():
+        original.random.numbers = original.random.numbers[3:]
+        spawn_diver()
+
+    original._spawn_enemy, original._spawn_diver = enemy, diver
+
+
+def compare(name, policy, n_envs=16, n_steps=500, immortal=False):
+    """Play both step for step; immortals play on. Returns the originals, how many episodes ended, and the sum of rewards."""
+    _, env, script = GAMES[name]
+    step = compiled(env)
     rng = np.random.RandomState(0)
     noises = vmap(vmap(env.draw))(random.split(random.key(1), n_steps * n_envs).unflatten(0, (n_steps, n_envs)))
     originals = [Environment(name, sticky_action_prob=0.0) for _ in range(n_envs)]
     for original in originals:
         original.random, original.env.random = Script(), Script()
+        if name == "seaquest":
+            tell_apart(original.env)
 
     def reset(i, numbers):
         originals[i].env.random.numbers = script(numbers)
@@ -69,7 +95,7 @@ def compare(name, policy, n_envs=16, n_steps=500, env=None, adjust=None, immorta
     for t in range(1, n_steps):
         np.testing.assert_array_equal(obs.numpy(), np.stack(seen).transpose(0, 3, 1, 2))
         actions = policy(np.stack(seen), rng)
-        state, obs, reward, terminated, truncated = autoreset.step(env, state, torch.from_numpy(actions), noises[t], done)
+        state, obs, reward, terminated, truncated = step(state, torch.from_numpy(actions), noises[t], done)
         assert not truncated.any()
         numbers, rewards, ends = noises[t].numpy(), np.zeros(n_envs), np.zeros(n_envs, bool)
         for i, original in enumerate(originals):
@@ -79,9 +105,10 @@ def compare(name, policy, n_envs=16, n_steps=500, env=None, adjust=None, immorta
             original.random.numbers, original.env.random.numbers = [0.5], script(numbers[i])
             rewards[i], ends[i] = original.act(actions[i])
             seen[i] = original.state()
+            original.env.terminal = ends[i] and not immortal
         np.testing.assert_array_equal(reward.numpy(), rewards)
         np.testing.assert_array_equal(terminated.numpy(), ends)
-        done, ended, total = terminated, ended + ends.sum(), total + rewards.sum()
+        done, ended, total = terminated & (not immortal), ended + ends.sum(), total + rewards.sum()
     return originals, ended, total
 
 
@@ -118,4 +145,15 @@ def test_asterix_is_the_originals():
 def test_space_invaders_is_the_originals():
     _, ended, total = compare("space_invaders", at_random)
     assert ended > 50
+    assert total > 100
+
+
+def test_seaquest_is_the_originals():
+    _, ended, _ = compare("seaquest", at_random)
+    assert ended > 50
+
+
+def test_seaquest_is_the_originals_when_it_is_hard():
+    originals, _, total = compare("seaquest", at_random, n_envs=8, n_steps=1500, immortal=True)
+    assert min(original.env.difficulty_ramp() for original in originals) > 5
     assert total > 100

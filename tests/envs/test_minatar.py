@@ -6,7 +6,6 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import pytest
 import torch
 
 logging.disable(logging.WARNING)  # minatar warns that it cannot draw without seaborn
@@ -52,8 +51,8 @@ GAMES = {
 
 
 @functools.cache
-def compiled(env):
-    return compile(partial(autoreset.step, env))
+def compiled(name):
+    return compile(partial(autoreset.step, GAMES[name].env))
 
 
 def tell_apart(original):
@@ -75,7 +74,7 @@ def tell_apart(original):
 def compare(name, policy, n_envs=16, n_steps=500, immortal=False):
     """Play both step for step; immortals play on. Returns the originals, how many episodes ended, and the sum of rewards."""
     _, env, script = GAMES[name]
-    step = compiled(env)
+    step = compiled(name)
     rng = np.random.RandomState(0)
     noises = vmap(vmap(env.draw))(random.split(random.key(1), n_steps * n_envs).unflatten(0, (n_steps, n_envs)))
     originals = [Environment(name, sticky_action_prob=0.0) for _ in range(n_envs)]

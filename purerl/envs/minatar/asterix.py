@@ -1,11 +1,11 @@
 """Asterix of MinAtar (Young and Tian 2019): gold is collected between enemies.
 
-The player moves through the eight inner rows. Every so often an enemy or, one time in three, gold enters a free row at a side and
-crosses the board. To meet gold is rewarded with 1, to meet an enemy ends the episode. They come and move faster with time, where the
-difficulty ramps.
+The player moves through the eight inner rows. Every so often an enemy or, one time in three, gold enters a free row at a side
+and crosses the board. To meet gold is rewarded with 1, to meet an enemy ends the episode. They come and move faster with time,
+where the difficulty ramps.
 
-Source: https://github.com/kenjyoung/MinAtar (version 1.0.15). Observation `[4, 10, 10]`: player, enemies, the trails behind enemies and
-gold, gold.
+Source: https://github.com/kenjyoung/MinAtar (version 1.0.15). Observation `[4, 10, 10]`: player, enemies, the trails behind enemies
+and gold, gold.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from purerl import random
 from purerl.base import Env
-from purerl.envs.minatar.board import DOWN, LEFT, RIGHT, SIZE, UP, cells, integers, observe, only, spec, steer
+from purerl.envs.minatar.board import DOWN, LEFT, RIGHT, ROW, SIZE, UP, cell, from_rows, integers, observe, render, spec, steer
 
 SPEC = spec("Asterix", 4)
 ACTIONS = (0, LEFT, UP, RIGHT, DOWN)
@@ -32,8 +32,8 @@ def draw(key: Tensor) -> Tensor:
 def reset(noise: Tensor) -> tuple[Tensor, Tensor]:
     """State `[32]` int32.
 
-    Player x and y, the steps from one entrance to the next and those that are left, the same of moves, steps until it becomes harder,
-    how often it became so; then for each row what is there, its x, and its way.
+    Player x and y, the steps from one entrance to the next and those that are left, the same of moves, steps until it becomes
+    harder, how often it became so; then for each row what is there, its x, and its way.
     """
     rows = *[NOBODY] * ROWS, *[0] * ROWS, *[1] * ROWS
     state = integers(5, 5, SPAWN, SPAWN, MOVE, MOVE, RAMP, 0, *rows, like=noise)
@@ -66,7 +66,7 @@ def game(ramp: Callable) -> Env:
         state, terminated = torch.cat([alone, kind.int(), next_x.int(), way.int()]), lost.any()
         return state, _observe(state), won.any().float(), terminated, torch.zeros_like(terminated), {}
 
-    return Env(SPEC, reset, step, draw)
+    return Env(SPEC, reset, step, draw, render)
 
 
 def ramp(spawn: Tensor, move: Tensor, wait: Tensor, climbed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -96,16 +96,11 @@ def _parts(state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 
 def _observe(state: Tensor) -> Tensor:
     (player_x, player_y, *_), (kind, x, way) = _parts(state)
-    board = cells(state)
-    column, kind, x, way = board % SIZE, *[_over_board(part) for part in (kind, x, way)]
-    there = (kind != NOBODY) & (column == x)
-    trail = (kind != NOBODY) & (column == x - way)
-    return observe(only(player_y, player_x, board), there & (kind == ENEMY), trail, there & (kind == GOLD))
-
-
-def _over_board(rows: Tensor) -> Tensor:
-    """`[100]` from numbers `[8]` of the inner rows: each at all cells of its row, and nothing at the others."""
-    return torch.nn.functional.pad(rows[:, None].expand(ROWS, SIZE).reshape(-1), (SIZE, SIZE))
+    here = torch.ones_like(x) << x.clamp(0, SIZE - 1)
+    behind = torch.where(way > 0, here >> 1, here << 1 & ROW)
+    rows = [torch.where(kind == ENEMY, here, 0), torch.where(kind != NOBODY, behind, 0), torch.where(kind == GOLD, here, 0)]
+    enemy, trail, gold = from_rows(torch.nn.functional.pad(torch.stack(rows), (1, 1))).unbind(0)
+    return observe(cell(player_y, player_x, state), enemy, trail, gold)
 
 
 ENV = game(ramp)

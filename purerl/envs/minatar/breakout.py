@@ -1,8 +1,8 @@
 """Breakout of MinAtar (Young and Tian 2019): a ball, a paddle and three rows of bricks.
 
-The ball moves one cell along a diagonal each step. It comes back from the walls and the ceiling, from a brick, which it breaks for a
-reward of 1, and from the paddle. It goes on through the bricks that it meets directly after one that it broke. When all are broken,
-new ones come as soon as the ball is down. A ball that misses the paddle ends the episode. Nothing becomes harder with time.
+The ball moves one cell along a diagonal each step. It comes back from the walls and the ceiling, from a brick, which it breaks for
+a reward of 1, and from the paddle. It goes on through the bricks that it meets directly after one that it broke. When all are
+broken, new ones come as soon as the ball is down. A ball that misses the paddle ends the episode. Nothing becomes harder with time.
 
 Source: https://github.com/kenjyoung/MinAtar (version 1.0.15). Observation `[4, 10, 10]`: paddle, ball, where the ball was, bricks.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from purerl import random, tree
 from purerl.base import Env
-from purerl.envs.minatar.board import LEFT, RIGHT, SIZE, cells, integers, observe, only, spec, steer
+from purerl.envs.minatar.board import LEFT, RIGHT, SIZE, cell, integers, observe, render, spec, steer
 
 SPEC = spec("Breakout", 4)
 ACTIONS = (0, LEFT, RIGHT)
@@ -26,7 +26,7 @@ def draw(key: Tensor) -> Tensor:
 
 
 def reset(right: Tensor) -> tuple[Tensor, Tensor]:
-    """State `[9]` int32: ball x and y, its way in x and y, paddle x, whether a brick was just hit, last ball x and y, brick bits."""
+    """State `[9]` int32: ball x and y, its way in x and y, paddle x, whether it is in a brick, last ball x and y, brick bits."""
     starts = [integers(x, 3, dx, 1, 4, 0, x, 3, BRICKS, like=right) for x, dx in ((SIZE - 1, -1), (0, 1))]
     state, obs = tree.where(right, *[(start, _observe(start)) for start in starts])
     return state, obs
@@ -66,11 +66,9 @@ def step(state: Tensor, action: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tens
 
 def _observe(state: Tensor) -> Tensor:
     x, y, _, _, paddle, _, last_x, last_y, bricks = state.unbind(-1)
-    board = cells(state)
-    place = board - TOP * SIZE
-    in_rows = (place >= 0) & (place < (BOTTOM - TOP + 1) * SIZE)
-    brick = in_rows & ((bricks >> place.clamp(0, 31)) & 1 == 1)
-    return observe(only(SIZE - 1, paddle, board), only(y, x, board), only(last_y, last_x, board), brick)
+    upper = bricks.long() << TOP * SIZE
+    wall = torch.stack([upper, torch.zeros_like(upper)])
+    return observe(cell(SIZE - 1, paddle, state), cell(y, x, state), cell(last_y, last_x, state), wall)
 
 
-ENV = Env(SPEC, reset, step, draw)
+ENV = Env(SPEC, reset, step, draw, render)

@@ -1,11 +1,11 @@
 """Freeway of MinAtar (Young and Tian 2019): a chicken crosses eight lanes with a car each.
 
-The chicken goes up or down, at most every third step, for a reward of 1 at the top, from where it starts again at the bottom while all
-cars get new speeds. A car moves every step to every fifth, to the left or to the right, and comes back at the other side. A chicken
-that is hit starts again at the bottom. An episode has 2501 steps. Nothing becomes harder with time.
+The chicken goes up or down, at most every third step, for a reward of 1 at the top, from where it starts again at the bottom while
+all cars get new speeds. A car waits for one step to five between two moves, goes to the left or to the right, and comes back at the
+other side. A chicken that is hit starts again at the bottom. An episode has 2501 steps. Nothing becomes harder with time.
 
-Source: https://github.com/kenjyoung/MinAtar (version 1.0.15). Observation `[7, 10, 10]`: chicken, cars, and the trails behind the cars
-in five channels, one for each speed.
+Source: https://github.com/kenjyoung/MinAtar (version 1.0.15). Observation `[7, 10, 10]`: chicken, cars, and the trails behind the
+cars in five channels, one for each speed.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from purerl import random
 from purerl.base import Env
-from purerl.envs.minatar.board import DOWN, SIZE, UP, cells, integers, observe, only, spec, steer
+from purerl.envs.minatar.board import DOWN, SIZE, UP, cell, from_rows, integers, observe, render, spec, steer
 
 SPEC = spec("Freeway", 7)
 ACTIONS = (0, UP, DOWN)
@@ -28,7 +28,7 @@ def draw(key: Tensor) -> Tensor:
 
 
 def reset(speed: Tensor) -> tuple[Tensor, Tensor]:
-    """State `[27]` int32: chicken y, steps until it may move, steps that are left; for each car x, steps until it moves, and speed."""
+    """State `[27]` int32: chicken y, steps until it may move, steps left; for each car x, steps until it moves, and speed."""
     start = integers(BOTTOM, REST, LAST_STEP, *[0] * CARS, like=speed)
     state = torch.cat([start, speed.abs(), speed])
     return state, _observe(state)
@@ -60,15 +60,13 @@ def step(state: Tensor, action: Tensor, new_speed: Tensor) -> tuple[Tensor, Tens
 
 
 def _observe(state: Tensor) -> Tensor:
-    y, x, speed = state[0], state[3 : 3 + CARS, None], state[3 + 2 * CARS :, None]
-    columns = torch.arange(SIZE, dtype=torch.int32, device=state.device)
+    y, x, speed = state[0], state[3 : 3 + CARS], state[3 + 2 * CARS :]
     back = x - torch.sign(speed)
     back = torch.where(back < 0, SIZE - 1, torch.where(back >= SIZE, 0, back))
-    steps = torch.arange(1, SPEEDS + 1, dtype=torch.int32, device=state.device)[:, None, None]
-    trails = (columns == back) & (speed.abs() == steps)
-    lanes = torch.cat([(columns == x)[None], trails])
-    chicken = only(y, torch.full_like(y, COLUMN), cells(state)).reshape(1, SIZE, SIZE)
-    return torch.cat([chicken, torch.nn.functional.pad(lanes, (0, 0, 1, 1))]).float()
+    here, behind = torch.ones_like(x) << x, torch.ones_like(x) << back
+    rows = [here, *[torch.where(speed.abs() == steps, behind, 0) for steps in range(1, SPEEDS + 1)]]
+    cars = from_rows(torch.nn.functional.pad(torch.stack(rows), (1, 1)))
+    return observe(cell(y, COLUMN, state), *cars.unbind(0))
 
 
-ENV = Env(SPEC, reset, step, draw)
+ENV = Env(SPEC, reset, step, draw, render)

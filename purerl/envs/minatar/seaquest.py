@@ -1,19 +1,20 @@
 """Seaquest of MinAtar (Young and Tian 2019): a submarine picks up divers between fish and enemy submarines.
 
 Enemies enter at the sides of the eight inner rows and cross them; submarines also shoot, every eleven steps. Each that is shot is
-rewarded with 1. Divers cross more slowly, and up to six are taken aboard when touched. Oxygen lasts for 200 steps below the surface. To
-surface takes a diver; with six, all of them, for up to 10 as a reward, according to the oxygen that is left. Each time, enemies come
-and move faster where the difficulty ramps. An enemy, its bullet, no oxygen, or surfacing without a diver ends the episode.
+rewarded with 1. Divers cross more slowly, and up to six are taken aboard when touched. Oxygen lasts for 200 steps below the
+surface. To surface takes a diver; with six, all of them, for up to 10 as a reward, according to the oxygen that is left. Each time,
+enemies come and move faster where the difficulty ramps. An enemy, its bullet, no oxygen, or surfacing without a diver ends the
+episode.
 
-Source: https://github.com/kenjyoung/MinAtar (version 1.0.15). Observation `[10, 10, 10]`: front and back of the submarine, own bullets,
-the trails behind enemies and divers, enemy bullets, fish, enemy submarines, oxygen, divers aboard, divers. As in the original, six
-divers leave one less than none aboard.
+Source: https://github.com/kenjyoung/MinAtar (version 1.0.15). Observation `[10, 10, 10]`: front and back of the submarine, own
+bullets, the trails behind enemies and divers, enemy bullets, fish, enemy submarines, oxygen, divers aboard, divers. As in the
+original, who surfaces with six divers has one less than none aboard.
 
-What moves in a row are bits of an int64, and there is one for each of the eight rows. A cell with `t` steps until the next move is bit
-`10 t + x`: with each step, bits go down by ten, and those of `t = 0` go a cell further and up again to the steps of the next move.
-That loses nothing, because two enemies of a row go the same way and are at least a step apart. Of two in a cell, the first that came
-moves first, and has the lower bit. There are never more than two own bullets, since a bullet leaves the board in ten steps, and divers
-all move at once, since they come every thirty steps.
+What moves in a row are bits of an int64, and there is one for each of the eight rows. An enemy in column `x`, `t` steps before
+its next move, is bit `10 t + x`: with each step bits go down by ten, and those of `t = 0` go a cell further and up again to the
+steps of the next move. That loses nothing, because two enemies of a row go the same way and are at least a step apart. Of two in a
+cell, the first that came moves first, and has the lower bit. There are never more than two own bullets, since a bullet leaves the
+board in ten steps, and divers all move at once, since they come every thirty steps.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,23 @@ from torch import Tensor
 
 from purerl import random
 from purerl.base import Env
-from purerl.envs.minatar.board import DOWN, FIRE, LEFT, RIGHT, ROW, SIZE, UP, cells, integers, observe, only, spec, steer
+from purerl.envs.minatar.board import (
+    DOWN,
+    FIRE,
+    HALF,
+    LEFT,
+    RIGHT,
+    ROW,
+    SIZE,
+    UP,
+    cell,
+    from_rows,
+    integers,
+    observe,
+    render,
+    spec,
+    steer,
+)
 
 SPEC = spec("Seaquest", 10)
 ACTIONS = (0, LEFT, UP, RIGHT, DOWN, FIRE)
@@ -43,10 +60,11 @@ def draw(key: Tensor) -> Tensor:
 def reset(noise: Tensor) -> tuple[TensorDict, Tensor]:
     """State `alone [19]` int32 and `rows [11, 8]` int64.
 
-    Alone are: submarine x and y, whether it looks right, whether it is at the surface, oxygen, divers aboard, steps until it may shoot;
-    steps from one enemy to the next and those that are left, steps until the next diver, steps of an enemy to its next move, how often
-    it became harder, the time of enemy shots; x, y and way of both own bullets. In rows are: fish, submarines, those whose time to
-    shoot has the first to fourth bit, whether a row's enemies go to the right, divers and enemy bullets that go left and right.
+    Alone are: submarine x and y, whether it looks right, whether it is at the surface, oxygen, divers aboard, steps until it may
+    shoot; steps from one enemy to the next and those that are left, steps until the next diver, steps an enemy waits between moves,
+    how often it became harder, a clock of enemy shots; x, y and way of both own bullets. In rows are: fish, submarines, those whose
+    time to shoot has the first to fourth bit, whether a row's enemies go to the right, divers that go left and right, enemy bullets
+    that go left and right.
     """
     alone = integers(5, 0, 0, 1, OXYGEN, 0, 0, SPAWN, SPAWN, DIVER, MOVE, 0, 0, *[0, OUTSIDE, 0] * 2, like=noise)
     state = TensorDict(alone=alone, rows=torch.zeros(KINDS + 5, ROWS, dtype=torch.int64, device=noise.device))
@@ -57,7 +75,8 @@ def game(ramp: Callable) -> Env:
     """The game whose difficulty is `ramp` or `steady`."""
 
     def step(state: TensorDict, action: Tensor, noise: Tensor) -> tuple[TensorDict, Tensor, Tensor, Tensor, Tensor, dict]:
-        x, y, right, surfaced, oxygen, crew, rest, spawn, until_enemy, until_diver, move, climbed, clock, *own = state["alone"].unbind(-1)
+        x, y, right, surfaced, oxygen, crew, rest, *times = state["alone"].unbind(-1)
+        spawn, until_enemy, until_diver, move, climbed, clock, *own = times
         enemies, (rightward, *crossing) = state["rows"][:KINDS], state["rows"][KINDS:].unbind(0)
 
         enters = until_enemy == 0
@@ -109,7 +128,7 @@ def game(ramp: Callable) -> Env:
         state = TensorDict(alone=alone, rows=rows)
         return state, _observe(state), (shot + shot_later + bonus).float(), terminated, torch.zeros_like(terminated), {}
 
-    return Env(SPEC, reset, step, draw)
+    return Env(SPEC, reset, step, draw, render)
 
 
 def ramp(spawn: Tensor, move: Tensor, climbed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,10 +212,7 @@ def _pick_up(divers: list[Tensor], moves: Tensor, here: Tensor, x: Tensor, crew:
     after = [(d & here != 0).any() for d in moved]
     found = [b | a for b, a in zip(before, after, strict=True)]
     length = [way - (~b).int() for way, b in zip((SIZE - 1 - x, x), before, strict=True)]
-    takes = [
-        found[i] & (crew < CREW) & ((crew < CREW - 1) | ~found[1 - i] | (length[i] < length[1 - i]))
-        for i in range(2)
-    ]
+    takes = [found[i] & (crew < CREW) & ((crew < CREW - 1) | ~found[1 - i] | (length[i] < length[1 - i])) for i in range(2)]
     taken = [torch.where(take, here, 0) for take in takes]
     rest = [d & ~gone for d, gone in zip(divers, taken, strict=True)]
     moved = [torch.where(moves, there, d) & ~gone for there, d, gone in zip(_cross(rest), rest, taken, strict=True)]
@@ -243,18 +259,21 @@ def _observe(state: TensorDict) -> Tensor:
     left_divers, right_divers, left_bullets, right_bullets = rows[KINDS + 1 :].unbind(0)
     enemies = fish | ships
     trail = torch.where(rightward, enemies >> 1, enemies << 1) | left_divers << 1 | right_divers >> 1
-    channels = torch.stack([trail, left_bullets | right_bullets, fish, ships, left_divers | right_divers]).int()
-    column = torch.arange(SIZE, dtype=torch.int32, device=rows.device)
-    inner = (channels[..., None] >> column & 1 == 1).flatten(1)
-    trail, enemy_bullets, fish, ships, divers = torch.nn.functional.pad(inner, (SIZE, SIZE)).unbind(0)
+    channels = torch.stack([trail, left_bullets | right_bullets, fish, ships, left_divers | right_divers])
+    trail, enemy_bullets, fish, ships, divers = from_rows(torch.nn.functional.pad(channels & ROW, (1, 1))).unbind(0)
 
-    board = cells(rows)
-    place = board - SIZE * (SIZE - 1)
-    front, back = only(y, x, board), only(y, x - (2 * right - 1), board)
-    own = only(old_y, old_x, board) | only(new_y, new_x, board)
-    breath = (place >= 0) & (place < torch.div(oxygen.clamp(min=0) * 10, OXYGEN, rounding_mode="floor"))
-    aboard = (place >= SIZE - 1 - crew) & (place >= 0) & (place < SIZE - 1)
+    look = 2 * right - 1
+    own = cell(old_y, old_x, rows) | cell(new_y, new_x, rows)
+    breath = _gauge(torch.div(oxygen.clamp(min=0) * 10, OXYGEN, rounding_mode="floor"))
+    aboard = _gauge(torch.full_like(crew, SIZE - 1)) & ~_gauge(SIZE - 1 - crew.clamp(min=0))
+    front, back = cell(y, x, rows), cell(y, x - look, rows)
     return observe(front, back, own, trail, enemy_bullets, fish, ships, breath, aboard, divers)
+
+
+def _gauge(n: Tensor) -> Tensor:
+    """The board with `n` cells of the last row."""
+    lower = _one(n, n) - 1 << HALF - SIZE
+    return torch.stack([torch.zeros_like(lower), lower])
 
 
 ENV = game(ramp)

@@ -1,12 +1,12 @@
 """Space Invaders of MinAtar (Young and Tian 2019): a cannon below a block of aliens.
 
-The block of 4 x 6 aliens goes to one side, and where one of them is at the edge, a row down and back again. Each alien that is shot is
-rewarded with 1; the fewer are left, the more often they move. The alien nearest to the cannon shoots every ten steps. After the last
-one a new block comes, which is slower to move by one step less where the difficulty ramps. A bullet or an alien at the cannon ends the
-episode, and so does a block that would go down from the last row.
+The block of 4 x 6 aliens goes to one side, and where one of them is at the edge, a row down and back again. Each alien that is shot
+is rewarded with 1; the fewer are left, the more often they move. The alien nearest to the cannon shoots every ten steps. After the
+last one a new block comes, which waits a step less between its moves where the difficulty ramps. A bullet or an alien at the cannon
+ends the episode, and so does a block that would go down from the last row.
 
-Source: https://github.com/kenjyoung/MinAtar (version 1.0.15). Observation `[6, 10, 10]`: cannon, aliens, aliens that go to the left,
-aliens that go to the right, own bullets, enemy bullets.
+Source: https://github.com/kenjyoung/MinAtar (version 1.0.15). Observation `[6, 10, 10]`: cannon, aliens, aliens that go to the
+left, aliens that go to the right, own bullets, enemy bullets.
 
 Aliens are the bits of the block and where it is. There are never more than two own bullets and one of the enemy's, since a bullet
 leaves the board in ten steps.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from purerl.base import Env
-from purerl.envs.minatar.board import FIRE, LEFT, RIGHT, SIZE, cells, integers, observe, only, spec, steer
+from purerl.envs.minatar.board import FIRE, LEFT, RIGHT, SIZE, cell, from_rows, integers, observe, render, spec, steer
 
 SPEC = spec("SpaceInvaders", 6)
 ACTIONS = (0, LEFT, RIGHT, FIRE)
@@ -36,8 +36,8 @@ def draw(key: Tensor) -> Tensor:
 def reset(noise: Tensor) -> tuple[Tensor, Tensor]:
     """State `[15]` int32.
 
-    Cannon x, steps until it may shoot; aliens, y and x of their block, its way, steps between its moves, steps until the next, steps
-    until the next shot; x and y of the enemy's bullet, and of both own ones. A bullet that is not there has a row outside.
+    Cannon x, steps until it may shoot; aliens, y and x of their block, its way, steps between its moves, steps until the next,
+    steps until the next shot; x and y of the enemy's bullet, and of both own ones. A bullet that is not there has a row outside.
     """
     state = integers(5, 0, ALIENS, 0, 2, -1, MOVE, MOVE, SHOOT, *[0, OUTSIDE] * 3, like=noise)
     return state, _observe(state)
@@ -90,7 +90,7 @@ def game(ramp: Callable) -> Env:
         terminated = shot | rammed | landed
         return state, _observe(state), reward, terminated, torch.zeros_like(terminated), {}
 
-    return Env(SPEC, reset, step, draw)
+    return Env(SPEC, reset, step, draw, render)
 
 
 def ramp(pace: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def _columns(aliens: Tensor, left: Tensor) -> Tensor:
 
 
 def _alien_at(aliens: Tensor, top: Tensor, left: Tensor, y: Tensor | int, x: Tensor) -> Tensor:
-    """The bit of the alien in a cell, 0 where there is none. A block that has landed shows its last row at the top."""
+    """The bit of the alien in a cell, 0 where there is none."""
     row, column = y - top, x - left
     row = torch.where(row < 0, row + SIZE, row)
     inside = (row < HIGH) & (column >= 0) & (column < WIDE)
@@ -156,11 +156,13 @@ def _in_last_row(aliens: Tensor, top: Tensor) -> Tensor:
 
 def _observe(state: Tensor) -> Tensor:
     cannon, _, aliens, top, left, way, _, _, _, enemy_x, enemy_y, old_x, old_y, new_x, new_y = state.unbind(-1)
-    board = cells(state)
-    alien = _alien_at(aliens, top, left, board // SIZE, board % SIZE) != 0
-    own = only(old_y, old_x, board) | only(new_y, new_x, board)
-    enemy = only(enemy_y, enemy_x, board)
-    return observe(only(BOTTOM, cannon, board), alien, alien & (way < 0), alien & (way > 0), own, enemy)
+    row = torch.arange(SIZE, dtype=torch.int32, device=state.device) - top
+    row = torch.where(row < 0, row + SIZE, row)  # a block that has landed shows its last row at the top
+    block = torch.where(row < HIGH, aliens >> row.clamp(0, HIGH - 1) * WIDE & ((1 << WIDE) - 1), 0)
+    alien = from_rows(block << (left + WIDE) >> WIDE)
+    own = cell(old_y, old_x, state) | cell(new_y, new_x, state)
+    to_left, to_right = torch.where(way < 0, alien, 0), torch.where(way > 0, alien, 0)
+    return observe(cell(BOTTOM, cannon, state), alien, to_left, to_right, own, cell(enemy_y, enemy_x, state))
 
 
 ENV = game(ramp)

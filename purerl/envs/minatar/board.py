@@ -70,8 +70,8 @@ def render(obs: Tensor) -> Tensor:
 
 
 def cubehelix(lightness: float) -> tuple[float, float, float]:
-    """The colour of a lightness in [0, 1] on a helix around the greys (Green 2011), from red by green to blue."""
-    angle, amplitude = 2 * math.pi * (1 / 6 - 1.5 * lightness + 0.5), lightness * (1 - lightness) / 2
+    """The colour of a lightness in [0, 1] on a helix around the greys (Green 2011), as the original's pictures have them."""
+    angle, amplitude = 2 * math.pi * (1 / 6 - 1.5 * lightness), lightness * (1 - lightness) / 2
     cos, sin = amplitude * math.cos(angle), amplitude * math.sin(angle)
     parts = (-0.14861, 1.78277), (-0.29227, -0.90649), (1.97294, 0.0)
     red, green, blue = [min(max(lightness + a * cos + b * sin, 0.0), 1.0) for a, b in parts]

@@ -11,7 +11,7 @@ logging.disable(logging.WARNING)  # minatar warns that it cannot draw without se
 from conftest import assert_trees_equal  # noqa: E402
 from minatar import Environment  # noqa: E402
 
-from purerl import autoreset, compile, envs, random, tree, vmap  # noqa: E402
+from purerl import autoreset, compile, envs, random, training, tree, vmap  # noqa: E402
 from purerl.envs import minatar  # noqa: E402
 from purerl.envs.minatar import asterix, breakout, freeway, seaquest, space_invaders  # noqa: E402
 
@@ -67,7 +67,7 @@ def tell_apart(original):
     original._spawn_enemy, original._spawn_diver = enemy, diver
 
 
-def compare(name, policy, n_envs=16, n_steps=500, immortal=False):
+def compare(name, policy, n_envs=16, n_steps=500, immortal=False, prepare=lambda state, originals: None):
     """Play both step for step; immortals play on. Returns how many episodes ended, the sum of rewards, and the steepest ramp."""
     _, env, script = GAMES[name]
     rng = np.random.RandomState(0)
@@ -87,8 +87,9 @@ def compare(name, policy, n_envs=16, n_steps=500, immortal=False):
     seen = [reset(i, noises[0][i].numpy()) for i in range(n_envs)]
     done, ended, total = torch.zeros(n_envs, dtype=torch.bool), 0, 0.0
     steepest = 0
+    np.testing.assert_array_equal(obs.numpy(), np.stack(seen).transpose(0, 3, 1, 2))
+    prepare(state, originals)
     for t in range(1, n_steps):
-        np.testing.assert_array_equal(obs.numpy(), np.stack(seen).transpose(0, 3, 1, 2))
         actions = policy(np.stack(seen), rng)
         state, obs, reward, terminated, truncated = autoreset.step(env, state, torch.from_numpy(actions), noises[t], done)
         assert not truncated.any()
@@ -101,6 +102,7 @@ def compare(name, policy, n_envs=16, n_steps=500, immortal=False):
             rewards[i], ends[i] = original.act(actions[i])
             seen[i] = original.state()
             original.env.terminal = ends[i] and not immortal
+        np.testing.assert_array_equal(obs.numpy(), np.stack(seen).transpose(0, 3, 1, 2))
         np.testing.assert_array_equal(reward.numpy(), rewards)
         np.testing.assert_array_equal(terminated.numpy(), ends)
         steepest = max(steepest, *(original.env.difficulty_ramp() or 0 for original in originals))
@@ -170,8 +172,23 @@ def test_space_invaders_is_the_originals():
     ended, total, _ = compare("space_invaders", at_random, n_envs=32, n_steps=300)
     assert ended > 50
     assert total > 200
-    _, _, steepest = compare("space_invaders", dodge_and_fire, n_envs=16, n_steps=600)
-    assert steepest >= 1
+    _, total, _ = compare("space_invaders", dodge_and_fire, n_envs=16, n_steps=200)
+    assert total > 200
+
+
+def two_aliens(state, originals):
+    """All but two are shot already, and this is the fifth block."""
+    state[:, 2], state[:, 6] = 0b1100 << 18, 8
+    for original in originals:
+        original.env.alien_map[:] = 0
+        original.env.alien_map[3, 4:6] = 1
+        original.env.enemy_move_interval, original.env.ramp_index = 8, 4
+
+
+def test_space_invaders_is_the_originals_when_blocks_follow_each_other():
+    _, total, steepest = compare("space_invaders", dodge_and_fire, n_envs=32, n_steps=200, prepare=two_aliens)
+    assert steepest >= 5
+    assert total > 100
 
 
 def test_seaquest_is_the_originals():
@@ -281,6 +298,15 @@ def test_the_options():
         envs.make("MinAtar/Breakout-v1", max_episode_steps=0)
     with pytest.raises(ValueError, match=r"'MinAtar/Brekout-v1' is not known; did you mean MinAtar/Breakout-v1"):
         envs.make("MinAtar/Brekout-v1")
+
+
+def test_a_run_keeps_the_options(tmp_path):
+    options = {"sticky_action_prob": 0, "difficulty_ramping": False, "max_episode_steps": 1000}
+    run = training.plan("ppo", "MinAtar/Asterix", 1, 1024, {}, env_options=options)
+    training.prepare(tmp_path / "run", run)
+    _, env = training.build(training.load_run(tmp_path / "run"))
+    assert env.spec == envs.make("MinAtar/Asterix-v1", **options).spec
+    assert_trees_equal(play(env), play(envs.make("MinAtar/Asterix-v1", **options)))
 
 
 @pytest.mark.parametrize("module", [asterix, space_invaders, seaquest])

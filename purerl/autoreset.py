@@ -30,9 +30,10 @@ def step(env: Env, state: Any, action: Any, noise: Any, done: Tensor) -> tuple[A
 
 
 def _in_place(x: Tensor) -> Tensor:
-    """Boards and images `[B, H, ...]` as they are. Joined from parts, a program has them in place before they are flattened into a
-    loop's carry; else it would choose between reset and step number by number, where an observation's are no multiple of 16.
-    """  # noqa: D205
+    """Boards and images `[B, H, ...]` as they are, but in place before a program flattens them into a loop's carry.
+
+    Otherwise it would choose between reset and step number by number, where an observation's numbers are no multiple of 16.
+    """
     return torch.cat([x[:1], x[1:]]) if x.ndim > 2 else x
 
 

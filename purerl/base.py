@@ -86,12 +86,15 @@ class Env(NamedTuple):
         step: `step(state, action, key) -> (state, obs, reward, terminated, truncated, info)`.
         draw: `draw(key) -> noise`. `reset` and `step` take this noise in the key's place too, so that a rollout can draw for
             all its steps at once.
+        render: `render(obs) -> [H, W, 3]` uint8, a picture of what is seen; None where Gymnasium's environment of that name is
+            filmed.
     """
 
     spec: EnvSpec
     reset: Callable[[Tensor], tuple[Any, Tensor | TensorDict]]
     step: Callable[[Any, Tensor, Tensor], tuple[Any, Tensor | TensorDict, Tensor, Tensor, Tensor, dict]]
     draw: Callable[[Tensor], Any] = lambda key: key
+    render: Callable[[Any], Tensor] | None = None
 
 
 class Init(Protocol):

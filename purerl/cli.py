@@ -404,7 +404,7 @@ def _plot(folders: tuple[Path, ...], out: Path | None, column: str) -> None:
 def _list() -> None:
     """The algorithms, and the environments that are pure."""
     click.echo("algorithms:   " + " ".join(algos.ALGORITHMS) + "   and my_module:make_mine, which makes one of your own")
-    click.echo("pure environments:   " + " ".join(envs.PURE))
+    click.echo("pure environments:   " + " ".join([*envs.PURE, *envs.MAKERS]))
     click.echo("and every environment that Gymnasium can make, by its id (gym:ID forces Gymnasium's own)")
 
 

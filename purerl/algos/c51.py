@@ -62,6 +62,10 @@ def check_support(config: Any) -> None:
 
 def default_config(spec: EnvSpec) -> C51Config:
     """CleanRL's settings for an environment's observations: `c51.py`, or `c51_atari.py` for images."""
+    if nets.is_board(spec.observation_space):
+        return C51Config(
+            capacity=100_000, batch_size=32, n_steps=4, replay_ratio=8.0, learning_starts=5_000, target_every=1_000, hidden=(128,)
+        )
     if not nets.is_image(spec.observation_space):
         return C51Config()
     return C51Config(
@@ -78,6 +82,7 @@ def default_config(spec: EnvSpec) -> C51Config:
         epsilon_end=0.01,
         exploration=0.1,
         total_steps=10_000_000,
+        hidden=(512,),
         frames=4 if spec.id.startswith("ALE/") else 0,
     )
 

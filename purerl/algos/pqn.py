@@ -46,9 +46,20 @@ class PQNConfig:
 
 
 def default_config(spec: EnvSpec) -> PQNConfig:
-    """CleanRL's settings for an environment's observations: `pqn.py`, or `pqn_atari_envpool.py` for images."""
+    """Settings for an environment's observations: CleanRL's `pqn.py`, `pqn_atari_envpool.py` for images, PureJaxQL's for boards."""
     if nets.is_image(spec.observation_space):
-        return PQNConfig(n_envs=8, epsilon_end=0.01, exploration=0.1, total_steps=10_000_000)
+        return PQNConfig(n_envs=8, epsilon_end=0.01, exploration=0.1, total_steps=10_000_000, hidden=(512,))
+    if nets.is_board(spec.observation_space):
+        return PQNConfig(
+            n_envs=128,
+            n_steps=32,
+            epochs=2,
+            n_minibatches=32,
+            lr=5e-4,
+            exploration=0.1,
+            total_steps=10_000_000,
+            hidden=(128,),
+        )
     return PQNConfig()
 
 

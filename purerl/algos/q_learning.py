@@ -88,7 +88,7 @@ def make_model(
     head: Head,
     layer: nets.values.Layer,
     net: nn.Module | None,
-    norm: nets.modules.Norm = nets.modules.unnormalized,
+    norm: nets.Norm = nets.NORMS["none"],
 ) -> Model:
     """The config's network, or the user's.
 
@@ -107,7 +107,9 @@ def make_model(
     with torch.device("meta"):
         module: nn.Module
         if net is None:
-            torso, width = nets.torso(spec.observation_space, config.hidden[:-1], config.activation, norm=norm)
+            trunk, width = nets.trunk(spec.observation_space, norm=norm)
+            shared = nets.mlp(width, config.hidden[:-1], config.activation, norm)
+            torso, width = nn.Sequential(trunk, shared), [width, *config.hidden[:-1]][-1]
             last = config.hidden[-1] if config.hidden else 0
             module = nets.ActionValues(torso, width, last, n_actions, head.size, config.activation, config.dueling, layer, norm)
         else:

@@ -51,6 +51,10 @@ class QRDQNConfig:
 
 def default_config(spec: EnvSpec) -> QRDQNConfig:
     """Settings for an environment's observations: for images the paper's, at the rate of steps and updates of the others here."""
+    if nets.is_board(spec.observation_space):
+        return QRDQNConfig(
+            capacity=100_000, batch_size=32, n_steps=4, replay_ratio=8.0, learning_starts=5_000, target_every=1_000, hidden=(128,)
+        )
     if not nets.is_image(spec.observation_space):
         return QRDQNConfig()
     return QRDQNConfig(
@@ -66,6 +70,7 @@ def default_config(spec: EnvSpec) -> QRDQNConfig:
         epsilon_end=0.01,
         exploration=0.1,
         total_steps=10_000_000,
+        hidden=(512,),
         frames=4 if spec.id.startswith("ALE/") else 0,
     )
 

@@ -54,6 +54,10 @@ class RainbowConfig:
 
 def default_config(spec: EnvSpec) -> RainbowConfig:
     """Settings for an environment's observations: for images those of CleanRL's `rainbow_atari.py`."""
+    if nets.is_board(spec.observation_space):
+        return RainbowConfig(
+            capacity=100_000, batch_size=32, n_steps=4, replay_ratio=8.0, learning_starts=5_000, target_every=1_000, hidden=(128,)
+        )
     if not nets.is_image(spec.observation_space):
         return RainbowConfig()
     return RainbowConfig(
@@ -69,6 +73,7 @@ def default_config(spec: EnvSpec) -> RainbowConfig:
         v_max=10.0,
         target_every=2000,
         total_steps=10_000_000,
+        hidden=(512,),
         frames=4 if spec.id.startswith("ALE/") else 0,
     )
 

@@ -3,33 +3,41 @@
 from purerl.nets.init import SCHEMES, apply, blank, init, kaiming_uniform, orthogonal, parameters
 from purerl.nets.modules import (
     ACTIVATIONS,
+    CNN,
     NORMS,
     ActorCritic,
+    Convolutions,
     Flatten,
     GaussianHead,
-    NatureCNN,
+    Norm,
+    Patches,
     check_actor_critic,
     check_output,
+    is_board,
     is_image,
     is_vector,
     linear,
     mlp,
     torso,
+    trunk,
 )
 from purerl.nets.networks import Network, as_network, check_carry, feed_forward, has_memory, recurrent, step, unroll
 from purerl.nets.values import ActionValues, Noisy, Plain, check_action_values
 
 __all__ = [
     "ACTIVATIONS",
+    "CNN",
     "NORMS",
     "SCHEMES",
     "ActionValues",
     "ActorCritic",
+    "Convolutions",
     "Flatten",
     "GaussianHead",
-    "NatureCNN",
     "Network",
     "Noisy",
+    "Norm",
+    "Patches",
     "Plain",
     "apply",
     "as_network",
@@ -41,6 +49,7 @@ __all__ = [
     "feed_forward",
     "has_memory",
     "init",
+    "is_board",
     "is_image",
     "is_vector",
     "kaiming_uniform",
@@ -51,5 +60,6 @@ __all__ = [
     "recurrent",
     "step",
     "torso",
+    "trunk",
     "unroll",
 ]

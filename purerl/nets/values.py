@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from purerl.nets.modules import ACTIVATIONS, Norm, linear, unnormalized
+from purerl.nets.modules import ACTIVATIONS, UNNORMALIZED, Norm, linear
 
 
 class Noisy(nn.Module):
@@ -60,12 +60,12 @@ def _n_noise(layer: nn.Module) -> int:
 class Stream(nn.Module):
     """A hidden layer and an output layer, `[N, n_in] -> [N, n_out]`; only the output layer where `hidden` is 0."""
 
-    def __init__(self, n_in: int, hidden: int, n_out: int, activation: str, layer: Layer, norm: Norm = unnormalized) -> None:
+    def __init__(self, n_in: int, hidden: int, n_out: int, activation: str, layer: Layer, norm: Norm = UNNORMALIZED) -> None:
         super().__init__()
         widths = [n_in, hidden, n_out] if hidden else [n_in, n_out]
         gains = [math.sqrt(2.0), 1.0][-(len(widths) - 1) :]
         self.layers = nn.ModuleList([layer(a, b, gain) for a, b, gain in zip(widths, widths[1:], gains, strict=False)])
-        self.behind = nn.Sequential(*(norm(hidden) if hidden else []), ACTIVATIONS[activation]())
+        self.behind = nn.Sequential(*(norm.vector(hidden) if hidden else []), ACTIVATIONS[activation]())
         self.n_noises = [_n_noise(part) for part in self.layers]
         self.n_noise = sum(self.n_noises)
 
@@ -98,7 +98,7 @@ class ActionValues(nn.Module):
         activation: str,
         dueling: bool,
         layer: Layer,
-        norm: Norm = unnormalized,
+        norm: Norm = UNNORMALIZED,
     ) -> None:
         super().__init__()
         self.torso, self.shape = torso, (n_actions, size)

@@ -174,17 +174,16 @@ class CNN(nn.Module):
     """Convolutions and a dense layer: `[N, ...] -> [N, width]` float32.
 
     Args:
-        convolutions: with their `width`, and the `dtype` in which the dense layer computes too.
-        width: of the output.
+        convolutions: from images to vectors `[N, n_in]`.
+        dtype: in which the dense layer computes.
     """
 
-    def __init__(self, convolutions: Convolutions | Patches, width: int) -> None:
+    def __init__(self, convolutions: nn.Module, n_in: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.convolutions, self.linear, self.width = convolutions, linear(convolutions.width, width), width
+        self.convolutions, self.linear, self.dtype = convolutions, linear(n_in, width), dtype
 
     def forward(self, obs: Tensor) -> Tensor:
-        dtype = self.convolutions.dtype
-        weight, bias = self.linear.weight.to(dtype), self.linear.bias.to(dtype)
+        weight, bias = self.linear.weight.to(self.dtype), self.linear.bias.to(self.dtype)
         return torch.relu(nn.functional.linear(self.convolutions(obs), weight, bias)).float()
 
 
@@ -219,7 +218,7 @@ def torso(space: gym.Space, hidden: Sequence[int], activation: str, dtype: torch
     if isinstance(base, Flatten):
         return nn.Sequential(base, mlp(width, hidden, activation)), (hidden[-1] if hidden else width)
     dense = 128 if isinstance(base, Patches) else 512
-    return CNN(base, dense), dense  # type: ignore[arg-type]
+    return CNN(base, width, dense, dtype), dense
 
 
 class GaussianHead(nn.Module):

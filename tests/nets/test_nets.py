@@ -80,7 +80,7 @@ def test_images_with_their_channels_last():
     first, last = gym.spaces.Box(0, 255, (3, 96, 64), "uint8"), gym.spaces.Box(0, 255, (96, 64, 3), "uint8")
     torsos = [nets.torso(space, (), "tanh")[0] for space in (first, last)]
     params = nets.init(torsos[0], random.key(0))
-    renamed = TensorDict({f"1.{name}": x for name, x in params.items()})
+    renamed = TensorDict({name.replace("convolutions", "convolutions.1"): x for name, x in params.items()})
     obs = (random.uniform(random.key(1), (2, 3, 96, 64)) * 255).to(torch.uint8)
     torch.testing.assert_close(
         nets.apply(torsos[0], params, obs),
@@ -98,7 +98,11 @@ def test_the_torso_for_boards_is_a_convolution():
     assert width == 128
     params = nets.init(torso, random.key(0))
     obs = random.uniform(random.key(1), (3, 4, 10, 7))
-    conv = torch.relu(nn.functional.conv2d(obs, params["conv.weight"], params["conv.bias"])).permute(0, 2, 3, 1).flatten(1)
+    conv = (
+        torch.relu(nn.functional.conv2d(obs, params["convolutions.conv.weight"], params["convolutions.conv.bias"]))
+        .permute(0, 2, 3, 1)
+        .flatten(1)
+    )
     expected = torch.relu(nn.functional.linear(conv, params["linear.weight"], params["linear.bias"]))
     torch.testing.assert_close(nets.apply(torso, params, obs), expected)
 

@@ -1,5 +1,6 @@
 """Q-learning whole, against Stable-Baselines3 and its matrix products."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -35,7 +36,7 @@ def sb3(every: int) -> Side:
 
 def products() -> None:
     """The bare matrix products of a gradient step: forward of two networks, backward of one."""
-    weights = [torch.rand(a, b) for a, b in zip(WIDTHS, WIDTHS[1:], strict=False)]
+    weights = [torch.rand(a, b) for a, b in itertools.pairwise(WIDTHS)]
     for backward in (False, True):
         layers = [torch.rand(BATCH, WIDTHS[0])]
         for w in weights:

@@ -200,26 +200,18 @@ def _leaves(state: Any) -> tuple[list[Tensor], list[bool]]:
 def pure_program(algo: Algorithm, env: Env) -> Program:
     """Rollout and update fused."""
     init, step = fuse(algo, env)
-    compiled = compile(vmap(guard(step, shapes(init, random.key(0)))))
+    guarded = vmap(guard(step, shapes(init, random.key(0))))
 
     def one(state: tuple[dict, Tensor, Tensor]) -> tuple[tuple[dict, Tensor, Tensor], TensorDict]:
-        packed, going, updates, info = compiled(*state)
+        packed, going, updates, info = guarded(*state)
         return (packed, going, updates), info
 
     many = iterate(one)
 
     def advance(tile: Lanes, n: int) -> Iterator[Step]:
         packed, unpack = tree.pack(tile.learner, axes=1)
-        state, made = (packed, tile.going, tile.updates), 0
-        at_once = n if tile.going.device.type == "cuda" else 1
-        try:
-            while made < n:
-                state, info = many(state, at_once)
-                made += at_once
-        finally:  # what was made before an error is good
-            if made:
-                packed, going, updates = state
-                yield Step(made, Lanes(learner=unpack(packed), going=going, updates=updates), info)
+        (packed, going, updates), info = many((packed, tile.going, tile.updates), n)
+        yield Step(n, Lanes(learner=unpack(packed), going=going, updates=updates), info)
 
     return Program(advance)
 

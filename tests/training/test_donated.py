@@ -119,19 +119,21 @@ def test_the_guard_keeps_the_good_state_without_a_copy_of_the_memory():
 def test_an_update_that_fails_among_several(tmp_path, monkeypatch, torn):
     """What the updates before it have left is saved, unless the memory is written in part."""
     torch.set_num_threads(1)
-    made = []
+    calls = []
 
-    def compile(f):
-        def call(*state):
-            made.append(1)
-            if len(made) == 4:
-                donation.hand_on(memory(state) if torn else [])  # as what is compiled does before it writes
+    def iterate(step):
+        def run(state, n):
+            calls.append(n)
+            if len(calls) == 2:
+                donation.hand_on(memory(state) if torn else [])  # as a program that fails does
                 raise MemoryError
-            return f(*state)
+            for _ in range(n):
+                state, info = step(state)
+            return state, info
 
-        return call
+        return run
 
-    monkeypatch.setattr(training.programs, "compile", compile)
+    monkeypatch.setattr(training.programs, "iterate", iterate)
     monkeypatch.setattr(training.loop.Pace, "fits", lambda self, update, seconds: 3)
     monkeypatch.setattr(training.loop, "every", lambda n, act: training.reports.every(100, act))
     run = plan(tmp_path / "whole", "CartPole-v1")

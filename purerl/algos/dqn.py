@@ -34,6 +34,7 @@ class DQNConfig:
     double: bool = fields.double(False)
     epsilon_start: float = fields.epsilon_start(1.0)
     epsilon_end: float = fields.epsilon_end(0.05)
+    epsilon_spread: float = fields.epsilon_spread(0.0)
     exploration: float = fields.exploration(0.5)
     noisy: bool = fields.noisy(False)
     prioritized: bool = fields.prioritized(False)

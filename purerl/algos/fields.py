@@ -39,6 +39,9 @@ tau = partial(config.number, help="how far the target network moves towards the 
 target_every = partial(config.count, help="gradient steps between two moves of the target network")
 epsilon_start = partial(config.number, help="how often actions are random, at first", high=1.0)
 epsilon_end = partial(config.number, help="how often actions are random, in the end", high=1.0)
+epsilon_spread = partial(
+    config.constant, help="environment i of N takes epsilon to the power 1 + this * i / (N - 1); Ape-X has 7", low=0.0
+)
 exploration = partial(config.number, help="the fraction of the run over which epsilon falls", low=1e-9, high=1.0)
 double = partial(config.setting, help="the online network chooses the action that the target network values")
 dueling = partial(config.setting, help="one stream for the state's value and one for the actions' advantages")

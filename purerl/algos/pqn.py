@@ -32,6 +32,7 @@ class PQNConfig:
     max_grad_norm: float = fields.max_grad_norm(10.0)
     epsilon_start: float = fields.epsilon_start(1.0)
     epsilon_end: float = fields.epsilon_end(0.05)
+    epsilon_spread: float = fields.epsilon_spread(0.0)
     exploration: float = fields.exploration(0.5)
     total_steps: int = fields.total_steps(500_000)
     dueling: bool = fields.dueling(False)

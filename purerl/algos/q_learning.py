@@ -184,18 +184,29 @@ def draw(model: Model, key: Tensor) -> TensorDict:
 
 
 def act(
-    model: Model, acting: Acting, inputs: Inputs, carry: TensorDict, noise: TensorDict
+    model: Model, spread: float, acting: Acting, inputs: Inputs, carry: TensorDict, noise: TensorDict
 ) -> tuple[Tensor, TensorDict, TensorDict]:
-    """The best action, or with probability epsilon any."""
-    out, carry = nets.step(model.net, acting.params, see(inputs, noise["net"]), carry)
+    """The best action, or with probability epsilon any.
+
+    Args:
+        spread: environments take epsilon to the powers from 1 to 1 + spread (Horgan et al. 2018).
+        carry: `[B]`, with the environment's `rank` from 0 to 1 if they differ.
+    """
+    out, _ = nets.step(model.net, acting.params, see(inputs, noise["net"]), TensorDict())
     greedy = model.head.values(out).argmax(-1)
-    return torch.where(noise["explore"] < acting.epsilon, noise["action"], greedy), TensorDict(), carry
+    rate = acting.epsilon ** (1.0 + spread * carry["rank"]) if spread else acting.epsilon
+    return torch.where(noise["explore"] < rate, noise["action"], greedy), TensorDict(), carry
+
+
+def ranks(n_envs: int) -> TensorDict:
+    """`[B]` the rank of each environment, which it keeps through all episodes."""
+    return TensorDict(rank=torch.arange(n_envs) / max(1, n_envs - 1))
 
 
 def mode(model: Model, acting: Acting, inputs: Inputs, carry: TensorDict) -> tuple[Tensor, TensorDict]:
     """The best action, without noise."""
     quiet = torch.zeros(*inputs.first.shape, model.n_noise, device=inputs.first.device)
-    out, carry = nets.step(model.net, acting.params, see(inputs, quiet), carry)
+    out, _ = nets.step(model.net, acting.params, see(inputs, quiet), TensorDict())
     return model.head.values(out).argmax(-1), carry
 
 
@@ -210,11 +221,12 @@ def algorithm(model: Model, spec: EnvSpec, config: Any, init: Callable, update: 
         spec,
         config,
         init=init,
-        act=partial(act, model),
+        act=partial(act, model, config.epsilon_spread),
         update=update,
         mode=partial(mode, model),
         draw=partial(draw, model),
         acting=acting,
+        carry=ranks if config.epsilon_spread else lambda n_envs: TensorDict(),
     )
 
 

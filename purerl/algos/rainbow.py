@@ -35,6 +35,7 @@ class RainbowConfig:
     double: bool = fields.double(True)
     epsilon_start: float = fields.epsilon_start(0.0)
     epsilon_end: float = fields.epsilon_end(0.0)
+    epsilon_spread: float = fields.epsilon_spread(0.0)
     exploration: float = fields.exploration(0.5)
     noisy: bool = fields.noisy(True)
     prioritized: bool = fields.prioritized(True)

@@ -12,6 +12,7 @@ from purerl import SpentError, algos, compile, envs, fuse, nets, random, tree, v
 from purerl.algos import DQNConfig, make_dqn
 from purerl.algos import q_learning as ql
 from purerl.base import Env, EnvSpec
+from purerl.envs import probes
 from purerl.rollout import init_actors, rollout
 
 SMALL = {"n_envs": 2, "n_steps": 4, "capacity": 64, "batch_size": 8, "replay_ratio": 2.0, "learning_starts": 16, "hidden": (16, 16)}
@@ -195,6 +196,18 @@ def test_epsilon_falls_and_is_followed():
     best, _ = algo.mode(acting, inputs, algo.carry(1))
     action, _, _ = algo.act(acting, inputs, algo.carry(1), vmap(algo.draw)(random.split(random.key(2), 4000)))
     assert (action != best).float().mean().item() == pytest.approx(0.125, abs=0.02)  # half of the random ones
+
+
+def test_environments_may_differ_in_epsilon():
+    """Ape-X: environment i of N explores with epsilon ** (1 + 7 i / (N - 1)), in whatever episode it is."""
+    env = envs.pure(probes.MATCH)
+    algo = make("dqn", env.spec, n_envs=3, epsilon_spread=1.0)
+    acting = algo.acting(algo.init(random.key(0))).replace(epsilon=torch.tensor(0.5))
+    state = type("State", (), {"params": acting.params, "epsilon": acting.epsilon})()
+    _, batch = rollout(algo, env, state, init_actors(algo, env, 3, random.key(1)), 3000, random.key(2))
+    best, _ = vmap(lambda inputs: algo.mode(acting, inputs, algo.carry(3)))(batch.inputs)
+    strayed = (batch.action != best).float().mean(0)
+    torch.testing.assert_close(strayed, torch.tensor([0.5, 0.5**1.5, 0.25]) / 2, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize(

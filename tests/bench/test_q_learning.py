@@ -51,7 +51,7 @@ def products() -> None:
 def cartpole(seeds: int, every: int, rounds: int) -> Iterator[Mapping[str, Side]]:
     config = {"n_steps": every, "replay_ratio": BATCH / every, "learning_starts": 128, "target_every": max(1, 500 // every)}
     with training("dqn", config, seeds, STEPS[seeds, every], max(rounds, 15) + 2) as side:
-        yield {"purerl": side, "SB3": sb3(every), "matrix products": repeated(products, 500, 500 * every)}
+        yield {"purerl": side, "SB3": sb3(every), "matrix products": repeated(products, 500, every)}
 
 
 @by_turns(

@@ -32,7 +32,7 @@ try:
     from purerl.donation import Donated, SpentError
     from purerl.policies import make_policy
     from purerl.rollout import fuse, rollout
-    from purerl.transforms import compile, iterate, scan, specialize, vmap, write
+    from purerl.transforms import compile, iterate, repeat, scan, specialize, vmap, write
 finally:
     if _collects:
         gc.enable()
@@ -73,6 +73,7 @@ __all__ = [
     "normalize",
     "optim",
     "random",
+    "repeat",
     "replay",
     "rollout",
     "scan",

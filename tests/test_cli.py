@@ -32,7 +32,7 @@ def invoke(args, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["train", "pop", "--env", "CartPole-v1", "--out", "OUT"], "algorithm: 'pop' is not one of a2c, ppo; did you mean ppo?"),
+        (["train", "pop", "--env", "CartPole-v1", "--out", "OUT"], "algorithm: 'pop' is not one of a2c, c51, dqn, ppo, pqn, qrdqn, rainbow; did you mean ppo?"),
         (
             ["train", "ppo", "--env", "CartPol-v1", "--out", "OUT"],
             "environment: 'CartPol-v1' is not known; did you mean CartPole-v1 or CartPole-v0",
@@ -318,7 +318,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_list(tmp_path):
     output = invoke(["list"], tmp_path).output
-    assert "a2c ppo" in output
+    assert "a2c c51 dqn ppo pqn qrdqn rainbow" in output
     assert "Acrobot-v1 CartPole-v1" in output
 
 

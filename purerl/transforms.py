@@ -346,8 +346,8 @@ def _named(values: Any, path: str = "") -> dict[str, Any]:
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
     """`for x in xs: carry, y = body(carry, x)`, with the `y` stacked.
 
-    Under `compile` it is one loop of the program, not an unrolled one (a single turn is none). It cannot be differentiated through; a
-    gradient may be taken inside `body`.
+    Under `compile` it is one loop of the program, not an unrolled one; a single turn is none. It cannot be differentiated through;
+    a gradient may be taken inside `body`.
 
     Args:
         body: `body(carry, x) -> (carry, y)`; the carry keeps its structure, shapes and dtypes, and `y` is a nesting of plain

@@ -32,7 +32,10 @@ def invoke(args, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["train", "pop", "--env", "CartPole-v1", "--out", "OUT"], "algorithm: 'pop' is not one of a2c, c51, dqn, ppo, pqn, qrdqn, rainbow; did you mean ppo?"),
+        (
+            ["train", "pop", "--env", "CartPole-v1", "--out", "OUT"],
+            "algorithm: 'pop' is not one of a2c, c51, dqn, ppo, pqn, qrdqn, rainbow; did you mean ppo?",
+        ),
         (
             ["train", "ppo", "--env", "CartPol-v1", "--out", "OUT"],
             "environment: 'CartPol-v1' is not known; did you mean CartPole-v1 or CartPole-v0",

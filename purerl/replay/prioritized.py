@@ -40,11 +40,11 @@ def add(priorities: Prioritized, n_rows: int, added: Added, alpha: Tensor) -> Pr
         alpha: `[]` how much priorities count, 0 for not at all.
     """
     new = added.valid * priorities.highest**alpha
-    rows, weights = torch.cat([added.gone, added.rows]), torch.cat([torch.zeros_like(new), new])
+    rows, weights = torch.cat([added.gone, added.rows]), torch.cat([new.new_zeros(len(added.gone)), new])
     return Prioritized(
         tree=sum_tree.update(priorities.tree, n_rows, rows, weights),
         highest=priorities.highest.clone(),
-        n_valid=priorities.n_valid + added.valid.sum() - added.were_valid.sum(),
+        n_valid=priorities.n_valid + added.valid.sum() - added.n_gone,
     )
 
 

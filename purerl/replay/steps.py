@@ -63,14 +63,15 @@ class Added(NamedTuple):
     Attributes:
         rows: `[T * B]` of the transitions that are known from now on: one slot earlier than what was added.
         valid: `[T * B]` bool, which of them can be learnt from.
-        gone: `[T * B]` rows that cannot be learnt from any more: they, or the history of their observations, were overwritten.
-        were_valid: `[T * B]` bool, which of those could be.
+        gone: `[K]` rows that cannot be learnt from any more, because they, or the history of their observations, were overwritten;
+            none of `rows`, which are known anew.
+        n_gone: `[]` int64, how many transitions that could be learnt from are gone, the oldest ones.
     """
 
     rows: Tensor
     valid: Tensor
     gone: Tensor
-    were_valid: Tensor
+    n_gone: Tensor
 
 
 class Transitions(TensorClass):
@@ -136,7 +137,7 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
     slots = steps.n_added + torch.arange(-1, n_slots_added + observations.history, device=batch.reward.device)
     rows = (slots % n_slots)[:, None] * n_envs + torch.arange(n_envs, device=batch.reward.device)
     known, added = rows[:n_slots_added], rows[1 : n_slots_added + 1]
-    gone = rows[1 + observations.history :]
+    gone = rows[max(n_slots_added, 1 + observations.history) :]
 
     opens = batch.episode.get("game_start", batch.inputs.first)
     flags = (
@@ -148,7 +149,7 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
     ).to(torch.uint8)
     old = steps.flags.memory["flags"]
     linked = steps.valid & (steps.done | ~batch.inputs.first[0])
-    were_valid = (old[gone] & VALID) > 0
+    n_gone = ((old[rows[1 + observations.history :]] & VALID) > 0).sum()
     before = torch.where(linked, old[rows[0]], old[rows[0]] & ~VALID)
 
     content = {**observations.put(batch.inputs.obs), "action": batch.action, "reward": batch.reward}
@@ -160,7 +161,7 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
         done=batch.terminated[-1] | batch.truncated[-1],
     )
     valid = torch.cat([linked[None], batch.valid[:-1]])
-    return after, Added(known.flatten(), valid.flatten(), gone.flatten(), were_valid.flatten())
+    return after, Added(known.flatten(), valid.flatten(), gone.flatten(), n_gone)
 
 
 def _check(batch: Batch, steps: Steps, observations: Observations) -> None:

@@ -18,7 +18,7 @@ from purerl.base import Batch
 from purerl.donation import Donated
 from purerl.transforms import write
 
-TERMINATED, TRUNCATED, VALID, OPENS, BLANK = 1, 2, 4, 8, 16  # bits of a row's flags
+TERMINATED, TRUNCATED, VALID, OPENS, BLANK, FIRST = 1, 2, 4, 8, 16, 32  # bits of a row's flags
 
 
 class Steps(TensorClass):
@@ -26,8 +26,8 @@ class Steps(TensorClass):
 
     Attributes:
         content: `[N, ...]` for each of N rows what was stored of the step: `obs` (or `frame`), `action`, `reward`, and more.
-        flags: `[N]` uint8: the step TERMINATED or TRUNCATED its episode, it is VALID as a transition, it OPENS a game, and the
-            frames before it in its stack are BLANK.
+        flags: `[N]` uint8: the step TERMINATED or TRUNCATED its episode, it is VALID as a transition, it OPENS a game, the frames
+            before it in its stack are BLANK, and it is the FIRST of its episode.
         n_added: `[]` int64, slots that were ever added.
         valid, done: `[B]` bool of the newest slot, whose transitions are not known before the next slot is.
     """
@@ -146,6 +146,7 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
         + VALID * batch.valid
         + OPENS * opens
         + BLANK * observations.blank(batch.inputs.obs)
+        + FIRST * batch.inputs.first
     ).to(torch.uint8)
     old = steps.flags.memory["flags"]
     linked = steps.valid & (steps.done | ~batch.inputs.first[0])

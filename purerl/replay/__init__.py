@@ -1,5 +1,6 @@
 """Replay as state: pure functions over rings of steps and over what chooses among them, each usable alone."""
 
+from purerl.replay.offline import from_arrays
 from purerl.replay.replays import Replay, ReplayState, Sample, make_prioritized, make_uniform
 from purerl.replay.sequences import (
     SequenceReplay,
@@ -24,6 +25,7 @@ __all__ = [
     "Steps",
     "Transitions",
     "frames",
+    "from_arrays",
     "make_prioritized",
     "make_prioritized_sequences",
     "make_uniform",

@@ -37,10 +37,10 @@ class Sequences(TensorClass):
     """
 
     obs: Any
-    prev_action: Tensor
+    prev_action: Any
     prev_reward: Tensor
     first: Tensor
-    action: Tensor
+    action: Any
     reward: Tensor
     terminated: Tensor
     truncated: Tensor

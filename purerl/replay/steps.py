@@ -85,13 +85,13 @@ class Transitions(TensorClass):
     """
 
     obs: Any
-    action: Tensor
+    action: Any
     reward: Tensor
     discount: Tensor
     next_obs: Any
 
 
-def init(obs: Any, action: Tensor, capacity: int, n_envs: int, observations: Observations) -> Steps:
+def init(obs: Any, action: Any, capacity: int, n_envs: int, observations: Observations) -> Steps:
     """An empty ring.
 
     Args:
@@ -103,7 +103,7 @@ def init(obs: Any, action: Tensor, capacity: int, n_envs: int, observations: Obs
     """
     if capacity < n_envs:
         raise ValueError(f"capacity = {capacity} is less than one step of each of n_envs = {n_envs}")
-    device = action.device
+    device = tree.leaves(action)[0].device
     example = {**observations.init(obs), "action": action, "reward": torch.zeros((), device=device)}
 
     def rows(x: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def transitions(steps: Steps, rows: Tensor, n: int, gamma: Tensor, observations:
         row = (row + n_envs) % total
     return Transitions(
         obs=observations.get(steps, rows),
-        action=steps.content.memory["action"][rows],
+        action=tree.index(steps.content.memory["action"], rows),
         reward=reward,
         discount=torch.where(terminated, 0.0, discount),
         next_obs=observations.get(steps, (last + n_envs) % total),

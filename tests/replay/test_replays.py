@@ -2,12 +2,15 @@ import math
 import re
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
 from conftest import assert_trees_equal
+from tensordict import TensorDict
 
-from purerl import SpentError, envs, make_policy, nets, random, replay, rollout, tree, vmap
+from purerl import Batch, EnvSpec, Inputs, SpentError, envs, make_policy, nets, random, replay, rollout, tree, vmap
 from purerl.rollout import init_actors
+from purerl.spaces import blank_inputs
 from purerl.transforms import shapes
 
 README = Path(__file__).parents[2] / "README.md"
@@ -121,3 +124,32 @@ def test_a_million_atari_transitions_take_less_than_8_gb(make):
     pytest.importorskip("ale_py")
     spec = envs.make("ALE/Breakout-v5").spec
     assert 7e9 < nbytes(shapes(make(spec, 1_000_000, 8, 3, replay.frames(4)).init, None)) <= 7.5e9
+
+
+def test_nested_observations_and_actions():
+    box = gym.spaces.Box(-1, 1, (2,))
+    spec = EnvSpec("nested", gym.spaces.Dict(x=box, y=gym.spaces.Dict(z=box)), gym.spaces.Dict(a=gym.spaces.Discrete(3), b=box))
+    plain, chained = replay.make_prioritized(spec, 60, 2, n_step=2), replay.make_uniform_sequences(spec, 60, 2, 5)
+    states, rows = [plain.init(None), chained.init(None)], torch.arange(20).reshape(10, 2)
+    inputs = blank_inputs(spec, 2)
+    for t in range(0, 20, 10):
+        x = torch.stack([t + rows / 2, -t - rows / 2], -1)
+        seen = Inputs(
+            obs=TensorDict(x=x, y=TensorDict(z=2 * x)),
+            prev_action=TensorDict(a=rows * 0, b=x * 0),
+            prev_reward=rows * 0.0,
+            first=rows + t < 2,
+        )
+        no = torch.zeros(10, 2, dtype=torch.bool)
+        done = (TensorDict(a=rows % 3, b=3 * x), rows.float(), no, no, ~no)
+        none = TensorDict()
+        batch = Batch(seen, *done, extras=none, carry=none, last=inputs, episode=none)
+        states = [plain.add(states[0], batch, ALPHA), chained.add(states[1], batch, ALPHA)]
+    it = plain.sample(states[0], random.key(0), 16, GAMMA, BETA).transitions
+    assert torch.equal(it.obs["y", "z"], 2 * it.obs["x"])
+    assert torch.equal(it.action["b"], 3 * it.obs["x"])
+    drawn = chained.sample(states[1], random.key(0), 16, BETA).sequences
+    assert drawn.obs["y", "z"].shape == drawn.action["b"].shape == (5, 16, 2)
+    assert torch.equal(drawn.action["b"], 3 * drawn.obs["x"])
+    assert torch.equal(drawn.prev_action["b"][1:], drawn.action["b"][:-1])
+    assert torch.equal(drawn.prev_action["a"][1:], drawn.action["a"][:-1])

@@ -167,6 +167,12 @@ def test_compiled_lanes_are_as_each_alone():
             assert_trees_equal(tree.leaves(found), tree.leaves(wanted), rtol=1e-5, atol=1e-6)
 
 
+def test_from_nothing_come_finite_numbers():
+    rows, weights = prioritized.sample(prioritized.init(20), 20, random.key(0), 8, BETA)
+    assert ((rows >= 0) & (rows < 20)).all()
+    assert (weights == 1).all()
+
+
 def test_what_is_not_donated_is_left_alone():
     index, n = numbers()
     highest, n_valid = index.highest.clone(), index.n_valid.clone()

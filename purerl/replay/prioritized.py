@@ -40,11 +40,11 @@ def add(priorities: Prioritized, n_rows: int, added: Added, alpha: Tensor) -> Pr
         alpha: `[]` how much priorities count, 0 for not at all.
     """
     new = added.valid * priorities.highest**alpha
-    rows, weights = torch.cat([added.gone, added.rows]), torch.cat([torch.zeros_like(new), new])
+    rows, weights = torch.cat([added.gone, added.rows]), torch.cat([new.new_zeros(len(added.gone)), new])
     return Prioritized(
         tree=sum_tree.update(priorities.tree, n_rows, rows, weights),
         highest=priorities.highest.clone(),
-        n_valid=priorities.n_valid + added.valid.sum() - added.were_valid.sum(),
+        n_valid=priorities.n_valid + added.valid.sum() - added.n_gone,
     )
 
 
@@ -55,13 +55,14 @@ def sample(priorities: Prioritized, n_rows: int, key: Tensor, n: int, beta: Tens
         beta: `[]` how much of the bias is corrected, 1 for all of it.
 
     Returns:
-        `[n]` int64 rows, and `[n]` importance weights `(N P(row)) ** -beta` over the largest among them (section 3.4).
+        `[n]` int64 rows, and `[n]` importance weights `(N P(row)) ** -beta` over the largest among them (section 3.4);
+        while there are no transitions, any rows and ones.
     """
     total = sum_tree.total(priorities.tree)
     part = (torch.arange(n, device=key.device) + random.uniform(key, (n,))) / n
     rows, weights = sum_tree.find(priorities.tree, n_rows, part * total)
     importance = (priorities.n_valid * weights / total) ** -beta
-    return rows, importance / importance.max()
+    return rows, torch.where(total > 0, importance / importance.max(), 1.0)
 
 
 def update(priorities: Prioritized, n_rows: int, rows: Tensor, errors: Tensor, alpha: Tensor) -> Prioritized:

@@ -10,7 +10,7 @@ from torch import Tensor
 from purerl import tree
 from purerl.base import Batch, EnvSpec
 from purerl.replay import prioritized, steps, uniform
-from purerl.replay.steps import Observations, Steps, Transitions
+from purerl.replay.steps import Added, Observations, Steps, Transitions
 from purerl.spaces import blank_inputs
 
 
@@ -58,6 +58,50 @@ class Replay(NamedTuple):
     size: Callable[[ReplayState], Tensor]
 
 
+class Chooser(NamedTuple):
+    """What chooses among a replay's rows, apart from its state.
+
+    Attributes:
+        init: `init(device) -> index`, of no rows.
+        add: `add(index, added, alpha) -> index`; it *donates* the index.
+        sample: `sample(index, key, n, beta) -> (rows [n] int64, importance weights [n])`.
+        update: `update(index, rows [M], errors [M], alpha) -> index`; it *donates* the index.
+        size: `size(index) -> []` int64, how many rows there are to choose from.
+    """
+
+    init: Callable[[torch.device | None], Any]
+    add: Callable[[Any, Added, Tensor], Any]
+    sample: Callable[[Any, Tensor, int, Tensor], tuple[Tensor, Tensor]]
+    update: Callable[[Any, Tensor, Tensor, Tensor], Any]
+    size: Callable[[Any], Tensor]
+
+
+def uniformly(n_rows: int) -> Chooser:
+    """Every row that can be learnt from is as likely as any other; `alpha`, `beta` and errors play no part."""
+
+    def sample(index: Any, key: Tensor, n: int, beta: Tensor) -> tuple[Tensor, Tensor]:
+        return uniform.sample(index, key, n), torch.ones(n, device=key.device)
+
+    return Chooser(
+        init=lambda device: uniform.init(n_rows, device),
+        add=lambda index, added, alpha: uniform.add(index, added),
+        sample=sample,
+        update=lambda index, rows, errors, alpha: index,
+        size=lambda index: index.end - index.start,
+    )
+
+
+def by_priority(n_rows: int) -> Chooser:
+    """A row is drawn in proportion to `priority ** alpha` (Schaul et al. 2016)."""
+    return Chooser(
+        init=lambda device: prioritized.init(n_rows, device),
+        add=lambda index, added, alpha: prioritized.add(index, n_rows, added, alpha),
+        sample=lambda index, key, n, beta: prioritized.sample(index, n_rows, key, n, beta),
+        update=lambda index, rows, errors, alpha: prioritized.update(index, n_rows, rows, errors, alpha),
+        size=lambda index: index.n_valid.clone(),
+    )
+
+
 def make_uniform(spec: EnvSpec, capacity: int, n_envs: int, n_step: int = 1, observations: Observations | None = None) -> Replay:
     """Every transition is as likely as any other; `alpha`, `beta` and errors play no part.
 
@@ -71,64 +115,44 @@ def make_uniform(spec: EnvSpec, capacity: int, n_envs: int, n_step: int = 1, obs
     Raises:
         ValueError: the capacity is less than one step of each environment, or no more than `n_step` of each.
     """
-    observations = observations or steps.whole()
-    init_steps, n_rows = _storage(spec, capacity, n_envs, n_step, observations)
-
-    def init(device: torch.device | None = None) -> ReplayState:
-        return ReplayState(steps=init_steps(device), index=uniform.init(n_rows, device))
-
-    def add(state: ReplayState, batch: Batch, alpha: Tensor) -> ReplayState:
-        after, added = steps.add(state.steps, batch, observations)
-        return ReplayState(steps=after, index=uniform.add(state.index, added))
-
-    def sample(state: ReplayState, key: Tensor, n: int, gamma: Tensor, beta: Tensor) -> Sample:
-        rows = uniform.sample(state.index, key, n)
-        found = steps.transitions(state.steps, rows, n_step, gamma, observations)
-        return Sample(rows=rows, weights=torch.ones(n, device=rows.device), transitions=found)
-
-    def update(state: ReplayState, rows: Tensor, errors: Tensor, alpha: Tensor) -> ReplayState:
-        return state
-
-    return Replay(init, add, sample, update, lambda state: state.index.end - state.index.start)
+    return _make(uniformly, spec, capacity, n_envs, n_step, observations or steps.whole())
 
 
 def make_prioritized(
     spec: EnvSpec, capacity: int, n_envs: int, n_step: int = 1, observations: Observations | None = None
 ) -> Replay:
     """A transition is drawn in proportion to `priority ** alpha` (Schaul et al. 2016); otherwise as `make_uniform`."""
-    observations = observations or steps.whole()
-    init_steps, n_rows = _storage(spec, capacity, n_envs, n_step, observations)
-
-    def init(device: torch.device | None = None) -> ReplayState:
-        return ReplayState(steps=init_steps(device), index=prioritized.init(n_rows, device))
-
-    def add(state: ReplayState, batch: Batch, alpha: Tensor) -> ReplayState:
-        after, added = steps.add(state.steps, batch, observations)
-        return ReplayState(steps=after, index=prioritized.add(state.index, n_rows, added, alpha))
-
-    def sample(state: ReplayState, key: Tensor, n: int, gamma: Tensor, beta: Tensor) -> Sample:
-        rows, weights = prioritized.sample(state.index, n_rows, key, n, beta)
-        found = steps.transitions(state.steps, rows, n_step, gamma, observations)
-        return Sample(rows=rows, weights=weights, transitions=found)
-
-    def update(state: ReplayState, rows: Tensor, errors: Tensor, alpha: Tensor) -> ReplayState:
-        return tree.replace(state, index=prioritized.update(state.index, n_rows, rows, errors, alpha))
-
-    return Replay(init, add, sample, update, lambda state: state.index.n_valid.clone())
+    return _make(by_priority, spec, capacity, n_envs, n_step, observations or steps.whole())
 
 
-def _storage(
-    spec: EnvSpec, capacity: int, n_envs: int, n_step: int, observations: Observations
-) -> tuple[Callable[[torch.device | None], Steps], int]:
-    """What makes the ring, and how many rows it has."""
+def _make(
+    make_chooser: Callable[[int], Chooser], spec: EnvSpec, capacity: int, n_envs: int, n_step: int, observations: Observations
+) -> Replay:
     if capacity <= n_step * n_envs:
         raise ValueError(
             f"capacity = {capacity} is not more than n_step * n_envs = {n_step} * {n_envs}, the steps of one transition"
         )
+    chooser = make_chooser(steps.n_rows(capacity, n_envs, observations))
 
-    def init(device: torch.device | None) -> Steps:
-        example = tree.map(lambda x: x[0], blank_inputs(spec, 1))
-        obs, action = [tree.map(lambda x: x.to(device), part) for part in (example.obs, example.prev_action)]
-        return steps.init(obs, action, capacity, n_envs, observations)
+    def init(device: torch.device | None = None) -> ReplayState:
+        return ReplayState(steps=init_steps(spec, capacity, n_envs, observations, device), index=chooser.init(device))
 
-    return init, steps.n_rows(capacity, n_envs, observations)
+    def add(state: ReplayState, batch: Batch, alpha: Tensor) -> ReplayState:
+        after, added = steps.add(state.steps, batch, observations)
+        return ReplayState(steps=after, index=chooser.add(state.index, added, alpha))
+
+    def sample(state: ReplayState, key: Tensor, n: int, gamma: Tensor, beta: Tensor) -> Sample:
+        rows, weights = chooser.sample(state.index, key, n, beta)
+        found = steps.transitions(state.steps, rows, n_step, gamma, observations)
+        return Sample(rows=rows, weights=weights, transitions=found)
+
+    def update(state: ReplayState, rows: Tensor, errors: Tensor, alpha: Tensor) -> ReplayState:
+        return tree.replace(state, index=chooser.update(state.index, rows, errors, alpha))
+
+    return Replay(init, add, sample, update, lambda state: chooser.size(state.index))
+
+
+def init_steps(spec: EnvSpec, capacity: int, n_envs: int, observations: Observations, device: torch.device | None) -> Steps:
+    """An empty ring for an environment's steps."""
+    example = tree.map(lambda x: x[0].to(device), blank_inputs(spec, 1))
+    return steps.init(example.obs, example.prev_action, capacity, n_envs, observations)

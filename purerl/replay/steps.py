@@ -18,7 +18,7 @@ from purerl.base import Batch
 from purerl.donation import Donated
 from purerl.transforms import write
 
-TERMINATED, TRUNCATED, VALID, OPENS, BLANK = 1, 2, 4, 8, 16  # bits of a row's flags
+TERMINATED, TRUNCATED, VALID, OPENS, BLANK, FIRST = 1, 2, 4, 8, 16, 32  # bits of a row's flags
 
 
 class Steps(TensorClass):
@@ -26,8 +26,8 @@ class Steps(TensorClass):
 
     Attributes:
         content: `[N, ...]` for each of N rows what was stored of the step: `obs` (or `frame`), `action`, `reward`, and more.
-        flags: `[N]` uint8: the step TERMINATED or TRUNCATED its episode, it is VALID as a transition, it OPENS a game, and the
-            frames before it in its stack are BLANK.
+        flags: `[N]` uint8: the step TERMINATED or TRUNCATED its episode, it is VALID as a transition, it OPENS a game, the frames
+            before it in its stack are BLANK, and it is the FIRST of its episode.
         n_added: `[]` int64, slots that were ever added.
         valid, done: `[B]` bool of the newest slot, whose transitions are not known before the next slot is.
     """
@@ -63,14 +63,15 @@ class Added(NamedTuple):
     Attributes:
         rows: `[T * B]` of the transitions that are known from now on: one slot earlier than what was added.
         valid: `[T * B]` bool, which of them can be learnt from.
-        gone: `[T * B]` rows that cannot be learnt from any more: they, or the history of their observations, were overwritten.
-        were_valid: `[T * B]` bool, which of those could be.
+        gone: `[K]` rows that cannot be learnt from any more, because they, or the history of their observations, were overwritten;
+            none of `rows`, which are known anew.
+        n_gone: `[]` int64, how many transitions that could be learnt from are gone, the oldest ones.
     """
 
     rows: Tensor
     valid: Tensor
     gone: Tensor
-    were_valid: Tensor
+    n_gone: Tensor
 
 
 class Transitions(TensorClass):
@@ -84,13 +85,13 @@ class Transitions(TensorClass):
     """
 
     obs: Any
-    action: Tensor
+    action: Any
     reward: Tensor
     discount: Tensor
     next_obs: Any
 
 
-def init(obs: Any, action: Tensor, capacity: int, n_envs: int, observations: Observations) -> Steps:
+def init(obs: Any, action: Any, capacity: int, n_envs: int, observations: Observations) -> Steps:
     """An empty ring.
 
     Args:
@@ -102,7 +103,7 @@ def init(obs: Any, action: Tensor, capacity: int, n_envs: int, observations: Obs
     """
     if capacity < n_envs:
         raise ValueError(f"capacity = {capacity} is less than one step of each of n_envs = {n_envs}")
-    device = action.device
+    device = tree.leaves(action)[0].device
     example = {**observations.init(obs), "action": action, "reward": torch.zeros((), device=device)}
 
     def rows(x: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
     slots = steps.n_added + torch.arange(-1, n_slots_added + observations.history, device=batch.reward.device)
     rows = (slots % n_slots)[:, None] * n_envs + torch.arange(n_envs, device=batch.reward.device)
     known, added = rows[:n_slots_added], rows[1 : n_slots_added + 1]
-    gone = rows[1 + observations.history :]
+    gone = rows[max(n_slots_added, 1 + observations.history) :]
 
     opens = batch.episode.get("game_start", batch.inputs.first)
     flags = (
@@ -145,10 +146,11 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
         + VALID * batch.valid
         + OPENS * opens
         + BLANK * observations.blank(batch.inputs.obs)
+        + FIRST * batch.inputs.first
     ).to(torch.uint8)
     old = steps.flags.memory["flags"]
     linked = steps.valid & (steps.done | ~batch.inputs.first[0])
-    were_valid = (old[gone] & VALID) > 0
+    n_gone = ((old[rows[1 + observations.history :]] & VALID) > 0).sum()
     before = torch.where(linked, old[rows[0]], old[rows[0]] & ~VALID)
 
     content = {**observations.put(batch.inputs.obs), "action": batch.action, "reward": batch.reward}
@@ -160,7 +162,7 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
         done=batch.terminated[-1] | batch.truncated[-1],
     )
     valid = torch.cat([linked[None], batch.valid[:-1]])
-    return after, Added(known.flatten(), valid.flatten(), gone.flatten(), were_valid.flatten())
+    return after, Added(known.flatten(), valid.flatten(), gone.flatten(), n_gone)
 
 
 def _check(batch: Batch, steps: Steps, observations: Observations) -> None:
@@ -203,7 +205,7 @@ def transitions(steps: Steps, rows: Tensor, n: int, gamma: Tensor, observations:
         row = (row + n_envs) % total
     return Transitions(
         obs=observations.get(steps, rows),
-        action=steps.content.memory["action"][rows],
+        action=tree.index(steps.content.memory["action"], rows),
         reward=reward,
         discount=torch.where(terminated, 0.0, discount),
         next_obs=observations.get(steps, (last + n_envs) % total),

@@ -38,13 +38,13 @@ def add(index: Uniform, added: Added) -> Uniform:
     place = index.end + torch.where(added.valid, added.valid.cumsum(0) - 1, n_valid + (~added.valid).cumsum(0) - 1)
     return Uniform(
         rows=write(index.rows, place % n, added.rows.to(torch.int32)),
-        start=index.start + added.were_valid.sum(),
+        start=index.start + added.n_gone,
         end=index.end + n_valid,
     )
 
 
 def sample(index: Uniform, key: Tensor, n: int) -> Tensor:
-    """`[n]` int64 rows, drawn with replacement; row 0 while there are none."""
+    """`[n]` int64 rows, drawn with replacement; any ones while there are none."""
     words = random.bits(key, (n,)).long() & 0xFFFFFFFF
     place = index.start + ((words * (index.end - index.start)) >> 32)
     return index.rows.memory["rows"][place % len(index.rows.memory["rows"])].long()

@@ -12,8 +12,8 @@ STACK, SIZE = 3, 2
 class History:
     """What environments did: episodes that terminate, are truncated, lose a life, wait for the next batch, or break off."""
 
-    def __init__(self, n_envs, seed, repeats=False):
-        self.draw, self.n_envs, self.repeats = np.random.default_rng(seed), n_envs, repeats
+    def __init__(self, n_envs, seed, repeats=False, over=0.3):
+        self.draw, self.n_envs, self.repeats, self.over = np.random.default_rng(seed), n_envs, repeats, over
         self.steps = [[] for _ in range(n_envs)]  # dicts of every step ever taken
         self.first, self.opens = np.ones(n_envs, bool), np.ones(n_envs, bool)
         self.stacks = [None] * n_envs
@@ -42,7 +42,7 @@ class History:
                 stack = self.stacks[b] if waits else self._stack(b, self.opens[b])
                 if waits and before["valid"]:
                     stack = self._stack(b, False)  # the final observation
-                over = not waits and self.draw.random() < 0.3
+                over = not waits and self.draw.random() < self.over
                 kind = self.draw.integers(3) if over else 3  # terminated, truncated, a lost life
                 step = {
                     "obs": float(self.count),
@@ -82,15 +82,30 @@ class History:
             episode=TensorDict(game_start=of("opens")),
         )
 
+    def known(self, b, t):
+        """Whether a step is a transition whose next observation is known."""
+        steps = self.steps[b]
+        links = t < len(steps) - 1 and (steps[t]["terminated"] or steps[t]["truncated"] or not steps[t + 1]["first"])
+        return steps[t]["valid"] and links
+
+    def sequences(self, n_slots, length, period):
+        """By (environment, first step): the steps of the sequences that the last `n_slots` slots hold, each with those before and
+        behind."""
+        found = {}
+        for b, steps in enumerate(self.steps):
+            for t in range(max(0, len(steps) - n_slots), len(steps) - length):
+                if t % period == 0 and all(self.known(b, k) for k in range(t, t + length)):
+                    found[b, t] = [steps[max(0, t - 1)], *steps[t : t + length + 1]]
+        return found
+
     def transitions(self, n_slots, n, gamma):
         """By (environment, step): the n-step transitions that the last `n_slots` slots hold, found step by step."""
         found = {}
         for b, steps in enumerate(self.steps):
             newest = len(steps) - 1
 
-            def known(t, steps=steps, newest=newest):
-                links = t < newest and (steps[t]["terminated"] or steps[t]["truncated"] or not steps[t + 1]["first"])
-                return steps[t]["valid"] and links
+            def known(t, b=b):
+                return self.known(b, t)
 
             for t in range(max(0, len(steps) - n_slots), newest):
                 if not known(t):

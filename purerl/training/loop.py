@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from purerl import checkpoint
-from purerl.training.programs import Lanes, Runner, initial_state, load_state, make_runner
+from purerl.training.programs import Lanes, Runner, initial_state, load_state, make_runner, with_empty_memory, without_memory
 from purerl.training.reports import Evaluator, Failure, Figures, Hook, Moment, Progress, every
 from purerl.training.run import Run, build, check_device, lanes, load_run, rows_written
 
@@ -162,7 +162,7 @@ def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
     algo, env = build(run)
     found, meta = load_state(out, run, algo, env)
     checkpoint.clean(folder, int(meta["update"]) * algo.n_envs * algo.n_steps)
-    return found, meta
+    return found if run.checkpoint_replay else with_empty_memory(algo, found), meta
 
 
 def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None], checkpoint_every: float) -> list[Failure]:
@@ -181,7 +181,8 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
 
     def save() -> None:
         now = {"update": runner.update, "seconds": time.monotonic() - start, "evaluated": evaluator.evaluated}
-        checkpoint.save_step(out / "checkpoints", runner.update * batch, runner.tiles, {**now, "lost": lost + runner.lost})
+        update, tiles = runner.update, runner.tiles if run.checkpoint_replay else list(map(without_memory, runner.tiles))
+        checkpoint.save_step(out / "checkpoints", update * batch, tiles, {**now, "lost": lost + runner.lost})
 
     def tell(moment: Moment) -> None:
         left = (n_updates - moment.update) / pace.rate() if moment.rate else float("nan")

@@ -184,6 +184,8 @@ class Algorithm(NamedTuple):
         hyper: the numbers that can be swept, and their start values. The one called `gamma`, if there is one, discounts the
             records' `DiscountedReturn`; else nothing does.
         config: a frozen dataclass it was made from, for the record.
+        forget: `forget(state) -> state`, the state with an empty memory in place of its donated one, into which it does not look;
+            None where it cannot go on so: then checkpoints hold the memory.
     """
 
     init: Init
@@ -198,3 +200,4 @@ class Algorithm(NamedTuple):
     acting: Acting = lambda state: state
     hyper: Mapping[str, float] = {}
     config: Any = None
+    forget: Callable[[Any], Any] | None = None

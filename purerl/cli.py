@@ -138,6 +138,12 @@ class _Algorithms(click.Group):
             click.Option(["--device"], default="cpu", show_default=True),
             click.Option(["--threads"], type=int, default=0, help="CPU threads of the updates [as many as there are cores]"),
             click.Option(
+                ["--checkpoint-replay"],
+                type=click.BOOL,
+                default=True,
+                help="whether checkpoints hold the replay; a run without it goes on with an empty one when resumed [yes]",
+            ),
+            click.Option(
                 ["--plot", "png"], type=click.Path(path_type=Path), help="draw the learning curve into this file at the end"
             ),
         ]
@@ -186,6 +192,7 @@ def _train(
     out: Path,
     device: str,
     threads: int,
+    checkpoint_replay: bool,
     png: Path | None,
     **fields: Any,
 ) -> None:
@@ -202,7 +209,7 @@ def _train(
     options = training.as_json("env_options", options)
     if steps is None:
         steps = _default_steps(algo, envs.make(env, **options).spec)
-    run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating)
+    run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating, checkpoint_replay)
     training.prepare(place, run)
     _run(run, place, out, resume=False)
     if curve is not None:

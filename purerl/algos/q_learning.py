@@ -215,8 +215,8 @@ def epsilon(hyper: TensorDict, progress: Tensor) -> Tensor:
     return torch.as_tensor(optim.linear_schedule(hyper["epsilon_start"], hyper["epsilon_end"], progress / hyper["exploration"]))
 
 
-def algorithm(model: Model, spec: EnvSpec, config: Any, init: Callable, update: Callable) -> Algorithm:
-    """The record of an algorithm that acts by action values, whose `init` and `update` are given."""
+def algorithm(model: Model, spec: EnvSpec, config: Any, init: Callable, update: Callable, **functions: Any) -> Algorithm:
+    """The record of an algorithm that acts by action values, whose `init`, `update` and other functions are given."""
     return common.algorithm(
         spec,
         config,
@@ -227,6 +227,7 @@ def algorithm(model: Model, spec: EnvSpec, config: Any, init: Callable, update: 
         draw=partial(draw, model),
         acting=acting,
         carry=ranks if config.epsilon_spread else lambda n_envs: TensorDict(),
+        **functions,
     )
 
 
@@ -282,7 +283,8 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
         alpha, beta = hyper["alpha"], torch.as_tensor(optim.linear_schedule(hyper["beta"], 1.0, progress))
         key, *keys = random.split(state.key, 1 + n_updates)
         filled = memory.add(state.replay, batch, alpha)
-        ready = (steps >= hyper["learning_starts"]) & (memory.size(filled) > 0)
+        seen = filled.steps.n_added * config.n_envs  # by the replay: all steps, unless it was emptied and fills anew
+        ready = (seen >= hyper["learning_starts"]) & (memory.size(filled) > 0)
         flat, unravel = tree.ravel(state.params)
 
         def gradient_step(carry: tuple, key: Tensor) -> tuple[tuple, dict]:
@@ -316,7 +318,10 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
         ratio = updates * config.batch_size / steps
         return state, TensorDict(**figures, epsilon=state.epsilon, replay_size=memory.size(filled).float(), replay_ratio=ratio)
 
-    return algorithm(model, spec, config, init, update)
+    def forget(state: QState) -> QState:
+        return tree.replace(state, replay=memory.init(state.key.device))
+
+    return algorithm(model, spec, config, init, update, forget=forget)
 
 
 def take(out: Tensor, actions: Tensor) -> Tensor:

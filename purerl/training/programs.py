@@ -281,10 +281,29 @@ def load_state(
     Args:
         part: picks what is needed of it; the rest may be left without data.
 
+    Returns:
+        The lanes, `without_memory` if the run does not save it, and the meta.
+
     Raises:
         CheckpointError: there is none.
     """
     n = len(lanes(run))
     keys, hyper = torch.zeros(n, 2, dtype=torch.int32), {name: torch.zeros(n) for name in run.sweep}
     template = shapes(lambda keys, hyper: _before_all(run, algo, env, keys, hyper), keys, hyper)
+    if not run.checkpoint_replay:
+        template = without_memory(template)
     return checkpoint.load_newest(out / "checkpoints", template, run.device, part)
+
+
+def without_memory(lanes: Lanes) -> Lanes:
+    """The lanes with nothing in the algorithm's donated memory."""
+    return _with_algo(lanes, tree.without_memory(lanes.learner.algo))
+
+
+def with_empty_memory(algo: Algorithm, lanes: Lanes) -> Lanes:
+    """Lanes `without_memory` as their algorithm goes on with them, all of whose memory is gone."""
+    return _with_algo(lanes, vmap(algo.forget)(lanes.learner.algo)) if algo.forget else lanes
+
+
+def _with_algo(lanes: Lanes, state: Any) -> Lanes:
+    return tree.replace(lanes, learner=tree.replace(lanes.learner, algo=state))

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from purerl import config as cfg
-from purerl import nets
 from purerl.algos import fields
 from purerl.algos import q_learning as ql
 from purerl.base import Algorithm, EnvSpec
@@ -63,29 +62,7 @@ def check_support(config: Any) -> None:
 
 def default_config(spec: EnvSpec) -> C51Config:
     """CleanRL's settings for an environment's observations: `c51.py`, or `c51_atari.py` for images."""
-    if nets.is_board(spec.observation_space):
-        return C51Config(
-            capacity=100_000, batch_size=32, n_steps=4, replay_ratio=8.0, learning_starts=5_000, target_every=1_000, hidden=(128,)
-        )
-    if not nets.is_image(spec.observation_space):
-        return C51Config()
-    return C51Config(
-        n_steps=4,
-        capacity=1_000_000,
-        batch_size=32,
-        replay_ratio=8.0,
-        learning_starts=80_000,
-        adam_eps=0.01 / 32,
-        n_atoms=51,
-        v_min=-10.0,
-        v_max=10.0,
-        target_every=2500,
-        epsilon_end=0.01,
-        exploration=0.1,
-        total_steps=10_000_000,
-        hidden=(512,),
-        frames=4 if spec.id.startswith("ALE/") else 0,
-    )
+    return C51Config(**ql.settings(spec, adam_eps=0.01 / 32, n_atoms=51, v_min=-10.0, v_max=10.0, target_every=2500))
 
 
 def head(n_atoms: int, v_min: float, v_max: float) -> ql.Head:

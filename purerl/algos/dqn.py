@@ -5,7 +5,7 @@ import dataclasses
 from torch import Tensor, nn
 
 from purerl import config as cfg
-from purerl import losses, nets
+from purerl import losses
 from purerl.algos import fields
 from purerl.algos import q_learning as ql
 from purerl.base import Algorithm, EnvSpec
@@ -53,26 +53,7 @@ class DQNConfig:
 
 def default_config(spec: EnvSpec) -> DQNConfig:
     """CleanRL's settings for an environment's observations: `dqn.py`, or `dqn_atari.py` for images."""
-    if nets.is_board(spec.observation_space):
-        return DQNConfig(
-            capacity=100_000, batch_size=32, n_steps=4, replay_ratio=8.0, learning_starts=5_000, target_every=1_000, hidden=(128,)
-        )
-    if not nets.is_image(spec.observation_space):
-        return DQNConfig()
-    return DQNConfig(
-        n_steps=4,
-        capacity=1_000_000,
-        batch_size=32,
-        replay_ratio=8.0,
-        learning_starts=80_000,
-        lr=1e-4,
-        target_every=250,
-        epsilon_end=0.01,
-        exploration=0.1,
-        total_steps=10_000_000,
-        hidden=(512,),
-        frames=4 if spec.id.startswith("ALE/") else 0,
-    )
+    return DQNConfig(**ql.settings(spec, lr=1e-4, target_every=250))
 
 
 def head(loss: str) -> ql.Head:

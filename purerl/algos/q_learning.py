@@ -17,6 +17,40 @@ from purerl.replay import Replay, ReplayState
 from purerl.spaces import blank_inputs
 from purerl.transforms import scan
 
+ATARI = {  # CleanRL's, of `dqn_atari.py` and the others
+    "n_steps": 4,
+    "capacity": 1_000_000,
+    "batch_size": 32,
+    "replay_ratio": 8.0,
+    "learning_starts": 80_000,
+    "epsilon_end": 0.01,
+    "exploration": 0.1,
+    "total_steps": 10_000_000,
+    "hidden": (512,),
+}
+MINATAR = {  # those of Young and Tian 2019, an update every fourth step
+    "n_steps": 4,
+    "capacity": 100_000,
+    "batch_size": 32,
+    "replay_ratio": 8.0,
+    "learning_starts": 5_000,
+    "target_every": 250,
+    "hidden": (128,),
+}
+
+
+def settings(spec: EnvSpec, **for_images: Any) -> dict[str, Any]:
+    """The config fields that suit an environment's observations better than the defaults, which are for classic control.
+
+    Args:
+        for_images: an algorithm's own.
+    """
+    if nets.is_board(spec.observation_space):
+        return MINATAR
+    if nets.is_image(spec.observation_space):
+        return {**ATARI, "frames": 4 if spec.id.startswith("ALE/") else 0, **for_images}
+    return {}
+
 
 class QState(TensorClass):
     """Everything that changes.

@@ -5,7 +5,6 @@ import dataclasses
 from torch import Tensor, nn
 
 from purerl import config as cfg
-from purerl import nets
 from purerl.algos import fields
 from purerl.algos import q_learning as ql
 from purerl.base import Algorithm, EnvSpec
@@ -52,28 +51,7 @@ class QRDQNConfig:
 
 def default_config(spec: EnvSpec) -> QRDQNConfig:
     """Settings for an environment's observations: for images the paper's, at the rate of steps and updates of the others here."""
-    if nets.is_board(spec.observation_space):
-        return QRDQNConfig(
-            capacity=100_000, batch_size=32, n_steps=4, replay_ratio=8.0, learning_starts=5_000, target_every=1_000, hidden=(128,)
-        )
-    if not nets.is_image(spec.observation_space):
-        return QRDQNConfig()
-    return QRDQNConfig(
-        n_steps=4,
-        capacity=1_000_000,
-        batch_size=32,
-        replay_ratio=8.0,
-        learning_starts=80_000,
-        lr=5e-5,
-        adam_eps=0.01 / 32,
-        n_quantiles=200,
-        target_every=2500,
-        epsilon_end=0.01,
-        exploration=0.1,
-        total_steps=10_000_000,
-        hidden=(512,),
-        frames=4 if spec.id.startswith("ALE/") else 0,
-    )
+    return QRDQNConfig(**ql.settings(spec, lr=5e-5, adam_eps=0.01 / 32, n_quantiles=200, target_every=2500))
 
 
 def head(n_quantiles: int) -> ql.Head:

@@ -5,7 +5,6 @@ import dataclasses
 from torch import nn
 
 from purerl import config as cfg
-from purerl import nets
 from purerl.algos import fields
 from purerl.algos import q_learning as ql
 from purerl.algos.c51 import check_support, head
@@ -55,27 +54,8 @@ class RainbowConfig:
 
 def default_config(spec: EnvSpec) -> RainbowConfig:
     """Settings for an environment's observations: for images those of CleanRL's `rainbow_atari.py`."""
-    if nets.is_board(spec.observation_space):
-        return RainbowConfig(
-            capacity=100_000, batch_size=32, n_steps=4, replay_ratio=8.0, learning_starts=5_000, target_every=1_000, hidden=(128,)
-        )
-    if not nets.is_image(spec.observation_space):
-        return RainbowConfig()
     return RainbowConfig(
-        n_steps=4,
-        capacity=1_000_000,
-        batch_size=32,
-        replay_ratio=8.0,
-        learning_starts=80_000,
-        lr=6.25e-5,
-        adam_eps=1.5e-4,
-        n_atoms=51,
-        v_min=-10.0,
-        v_max=10.0,
-        target_every=2000,
-        total_steps=10_000_000,
-        hidden=(512,),
-        frames=4 if spec.id.startswith("ALE/") else 0,
+        **ql.settings(spec, lr=6.25e-5, adam_eps=1.5e-4, n_atoms=51, v_min=-10.0, v_max=10.0, target_every=2000, epsilon_end=0.0)
     )
 
 

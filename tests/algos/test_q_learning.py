@@ -14,6 +14,8 @@ from purerl.algos import q_learning as ql
 from purerl.base import Env, EnvSpec
 from purerl.envs import probes
 from purerl.rollout import init_actors, rollout
+from purerl.spaces import blank_inputs
+from purerl.transforms import shapes
 
 SMALL = {"n_envs": 2, "n_steps": 4, "capacity": 64, "batch_size": 8, "replay_ratio": 2.0, "learning_starts": 16, "hidden": (16, 16)}
 OPTIONS = {"double": True, "dueling": True, "n_step": 3, "prioritized": True, "loss": "huber", "noisy": True, "tau": 0.1}
@@ -196,6 +198,21 @@ def test_epsilon_falls_and_is_followed():
     best, _ = algo.mode(acting, inputs, algo.carry(1))
     action, _, _ = algo.act(acting, inputs, algo.carry(1), vmap(algo.draw)(random.split(random.key(2), 4000)))
     assert (action != best).float().mean().item() == pytest.approx(0.125, abs=0.02)  # half of the random ones
+
+
+@pytest.mark.parametrize("name", ["dqn", "c51", "qrdqn", "rainbow", "pqn"])
+def test_defaults_for_images_and_boards(name):
+    images = EnvSpec("ALE/Any-v5", gym.spaces.Box(0, 255, (4, 84, 84), "uint8"), gym.spaces.Discrete(4))
+    for spec, gigabytes in ((images, 7.5), (envs.make("MinAtar/Breakout-v1").spec, 0.2)):
+        algo = algos.make(name, spec)
+        state = shapes(algo.init, random.key(0))
+        leaves, structure = tree.flatten(state)
+        memory = [x.nbytes for x, is_donated in zip(leaves, tree.donated(structure), strict=True) if is_donated]
+        assert sum(memory) <= gigabytes * 1e9
+        inputs = tree.map(lambda x: x.to("meta"), blank_inputs(spec, 2))
+        noise = shapes(lambda key, algo=algo: vmap(algo.draw)(random.split(key, 2)), random.key(0))
+        action, _, _ = shapes(algo.act, algo.acting(state), inputs, algo.carry(2), noise)
+        assert action.shape == (2,)
 
 
 def test_environments_may_differ_in_epsilon():

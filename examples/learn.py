@@ -11,6 +11,12 @@ RUNS = {  # algorithm, environment, seeds, steps a seed, required mean, required
     "cartpole-a2c": ("a2c", "CartPole-v1", 16, 500_000, 450.0, 400.0),
     "acrobot-ppo": ("ppo", "Acrobot-v1", 16, 500_000, -90.0, -500.0),
     "pendulum-ppo": ("ppo", "Pendulum-v1", 8, 1_000_000, -250.0, -2000.0),
+    "cartpole-dqn": ("dqn", "CartPole-v1", 16, 500_000, 488.0, -1e9),
+    "cartpole-c51": ("c51", "CartPole-v1", 16, 500_000, 480.0, -1e9),
+    "cartpole-qrdqn": ("qrdqn", "CartPole-v1", 16, 500_000, 480.0, -1e9),
+    "cartpole-rainbow": ("rainbow", "CartPole-v1", 16, 500_000, 480.0, -1e9),
+    "cartpole-pqn": ("pqn", "CartPole-v1", 16, 500_000, 495.0, -1e9),
+    **{f"acrobot-{algo}": (algo, "Acrobot-v1", 16, 500_000, -90.0, -500.0) for algo in ("dqn", "c51", "qrdqn", "rainbow", "pqn")},
     "halfcheetah-ppo": ("ppo", "HalfCheetah-v5", 3, 1_000_000, 1400.0, -1e9),
 }
 

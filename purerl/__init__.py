@@ -11,13 +11,28 @@ if _is_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 _collects = gc.isenabled()
 gc.disable()  # what is imported stays: looking through it for garbage would take a quarter of the time
 try:
-    from purerl import distributions, envs, losses, nets, normalize, optim, random, tree
-    from purerl.algos import A2CConfig, PPOConfig, make_a2c, make_ppo
+    from purerl import distributions, envs, losses, nets, normalize, optim, random, replay, tree
+    from purerl.algos import (
+        A2CConfig,
+        C51Config,
+        DQNConfig,
+        PPOConfig,
+        PQNConfig,
+        QRDQNConfig,
+        RainbowConfig,
+        make_a2c,
+        make_c51,
+        make_dqn,
+        make_ppo,
+        make_pqn,
+        make_qrdqn,
+        make_rainbow,
+    )
     from purerl.base import Algorithm, Batch, Env, EnvSpec, Inputs, Policy
     from purerl.donation import Donated, SpentError
     from purerl.policies import make_policy
     from purerl.rollout import fuse, rollout
-    from purerl.transforms import compile, iterate, scan, specialize, vmap, write
+    from purerl.transforms import compile, iterate, repeat, scan, specialize, vmap, write
 finally:
     if _collects:
         gc.enable()
@@ -28,12 +43,17 @@ __all__ = [
     "A2CConfig",
     "Algorithm",
     "Batch",
+    "C51Config",
+    "DQNConfig",
     "Donated",
     "Env",
     "EnvSpec",
     "Inputs",
     "PPOConfig",
+    "PQNConfig",
     "Policy",
+    "QRDQNConfig",
+    "RainbowConfig",
     "SpentError",
     "compile",
     "distributions",
@@ -42,12 +62,19 @@ __all__ = [
     "iterate",
     "losses",
     "make_a2c",
+    "make_c51",
+    "make_dqn",
     "make_policy",
     "make_ppo",
+    "make_pqn",
+    "make_qrdqn",
+    "make_rainbow",
     "nets",
     "normalize",
     "optim",
     "random",
+    "repeat",
+    "replay",
     "rollout",
     "scan",
     "specialize",

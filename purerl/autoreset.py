@@ -26,7 +26,15 @@ def step(env: Env, state: Any, action: Any, noise: Any, done: Tensor) -> tuple[A
     """
     stepped, obs, reward, terminated, truncated, _ = vmap(env.step)(state, action, noise)
     stepped, obs = tree.where(done, vmap(env.reset)(noise), (stepped, obs))
-    return stepped, obs, torch.where(done, 0.0, reward), terminated & ~done, truncated & ~done
+    return stepped, tree.map(_in_place, obs), torch.where(done, 0.0, reward), terminated & ~done, truncated & ~done
+
+
+def _in_place(x: Tensor) -> Tensor:
+    """Boards and images `[B, H, ...]` as they are, but in place before a program flattens them into a loop's carry.
+
+    Otherwise it would choose between reset and step number by number, where an observation's numbers are no multiple of 16.
+    """
+    return torch.cat([x[:1], x[1:]]) if x.ndim > 2 else x
 
 
 def previous(done: Tensor, action: Any) -> Any:

@@ -86,12 +86,15 @@ class Env(NamedTuple):
         step: `step(state, action, key) -> (state, obs, reward, terminated, truncated, info)`.
         draw: `draw(key) -> noise`. `reset` and `step` take this noise in the key's place too, so that a rollout can draw for
             all its steps at once.
+        render: `render(obs) -> [H, W, 3]` uint8, a picture of what is seen; None where Gymnasium's environment of that name is
+            filmed.
     """
 
     spec: EnvSpec
     reset: Callable[[Tensor], tuple[Any, Tensor | TensorDict]]
     step: Callable[[Any, Tensor, Tensor], tuple[Any, Tensor | TensorDict, Tensor, Tensor, Tensor, dict]]
     draw: Callable[[Tensor], Any] = lambda key: key
+    render: Callable[[Any], Tensor] | None = None
 
 
 class Init(Protocol):
@@ -181,6 +184,8 @@ class Algorithm(NamedTuple):
         hyper: the numbers that can be swept, and their start values. The one called `gamma`, if there is one, discounts the
             records' `DiscountedReturn`; else nothing does.
         config: a frozen dataclass it was made from, for the record.
+        forget: `forget(state) -> state`, the state with an empty memory in place of its donated one, into which it does not look;
+            None where it cannot go on so: then checkpoints hold the memory.
     """
 
     init: Init
@@ -195,3 +200,4 @@ class Algorithm(NamedTuple):
     acting: Acting = lambda state: state
     hyper: Mapping[str, float] = {}
     config: Any = None
+    forget: Callable[[Any], Any] | None = None

@@ -1,10 +1,17 @@
-"""One file for everything that changes: written whole or not at all, checked when read, never a pickle."""
+"""Everything that changes, written whole or not at all, checked when read, never a pickle.
+
+A checkpoint is one file. In a run's folder its large tensors, such as a replay's, lie beside it instead, in chunks that are files
+of their own, each called by the digest of what it holds: one that is there already is not written again, so that a save costs what
+is new since the one before. A checkpoint is written when all of its chunks are, and a chunk is deleted when no checkpoint names it:
+at any moment every checkpoint there is has all of its chunks.
+"""
 
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
-import mmap
+import math
 import os
 import re
 import warnings
@@ -17,8 +24,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-VERSION = 4
+VERSION = 5
 KEEP = 2
+CHUNK = 1 << 22  # bytes; a tensor that has fewer lies in the checkpoint itself
+CHUNKS = "chunks"
 SHOWN = 5  # differences of structure that are named
 _DTYPES = {
     torch.bool: "BOOL",
@@ -53,8 +62,13 @@ def _in_order(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
 
 
+def _flat(x: Tensor) -> Tensor:
+    """Its bytes, where they lie."""
+    return x.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
 def _bytes(x: Tensor) -> memoryview:
-    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return _flat(x).cpu().numpy().data
 
 
 @contextlib.contextmanager
@@ -105,21 +119,26 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def save(path: Path, parts: Sequence[Any], meta: dict[str, Any]) -> None:
+def save(path: Path, parts: Sequence[Any], meta: dict[str, Any], chunked: bool = False) -> None:
     """Write a tree of tensors and a JSON-able `meta` to `path`, a safetensors file, one tensor after the other: no more memory is
     taken than for the largest of them that lies on another device.
 
     Args:
         parts: the tree; or several of one structure, whose leaves are joined along their first axis.
+        chunked: large tensors lie in chunks beside the file.
 
     Raises:
         OSError: the disk is full, or the folder not writable; what stood at `path` is untouched.
     """
     leaves = [_named_leaves(part) for part in parts]
     whole = _in_order({name: _joined([part[name] for part in leaves]) for name in leaves[0]})
+    apart = {}
+    for name in [name for name, x in whole.items() if chunked and x.nbytes >= CHUNK]:
+        x, chunks = whole.pop(name), _write_chunks(path.parent / CHUNKS, [part[name] for part in leaves])
+        apart[name] = {"dtype": _DTYPES[x.dtype], "shape": list(x.shape), "bytes": CHUNK, "chunks": chunks}
     digests = dict.fromkeys(whole, hashlib.sha256().hexdigest())  # until all has been written
     with writing(path) as file:
-        file.write(_header(whole, digests, meta))
+        file.write(_header(whole, digests, apart, meta))
         for name in whole:
             digest = hashlib.sha256()
             for part in leaves:
@@ -128,12 +147,41 @@ def save(path: Path, parts: Sequence[Any], meta: dict[str, Any]) -> None:
                 file.write(data)
             digests[name] = digest.hexdigest()
         file.seek(0)
-        file.write(_header(whole, digests, meta))
+        file.write(_header(whole, digests, apart, meta))
 
 
-def _header(whole: dict[str, Tensor], digests: dict[str, str], meta: dict[str, Any]) -> bytes:
+def _write_chunks(folder: Path, parts: Sequence[Tensor]) -> list[str]:
+    """Write what the tensor that the parts make holds, but for the chunks that are there, and name them all in order."""
+    folder.mkdir(exist_ok=True)
+    return [_write_chunk(folder, pieces) for pieces in _cut(parts)]
+
+
+def _cut(parts: Sequence[Tensor]) -> Iterator[list[memoryview]]:
+    """What the parts hold, one after the other, in chunks: of each the pieces that lie in it, without a copy of more than them."""
+    flat = [_flat(x) for x in parts]
+    *starts, total = itertools.accumulate(map(len, flat), initial=0)
+    for at in range(0, total, CHUNK):
+        places = [slice(max(at - start, 0), max(at + CHUNK - start, 0)) for start in starts]
+        yield [_bytes(x[place]) for x, place in zip(flat, places, strict=True)]
+
+
+def _write_chunk(folder: Path, pieces: Sequence[memoryview]) -> str:
+    """Write a chunk, unless it is there, and name it."""
+    digest = hashlib.sha256()
+    for data in pieces:
+        digest.update(data)
+    path = folder / digest.hexdigest()
+    if not path.exists() or path.stat().st_size != sum(map(len, pieces)):
+        with writing(path) as file:
+            for data in pieces:
+                file.write(data)
+    return path.name
+
+
+def _header(whole: dict[str, Tensor], digests: dict[str, str], apart: dict[str, Any], meta: dict[str, Any]) -> bytes:
     """What stands before the tensors: as many bytes whatever the digests."""
-    about = {"format": "purerl", "version": str(VERSION), "meta": json.dumps(meta), "digests": json.dumps(digests)}
+    about = {"format": "purerl", "version": str(VERSION), "meta": json.dumps(meta)}
+    about |= {"digests": json.dumps(digests), "apart": json.dumps(apart)}
     tensors, at = {}, 0
     for name, x in whole.items():
         tensors[name] = {"dtype": _DTYPES[x.dtype], "shape": list(x.shape), "data_offsets": [at, at + x.nbytes]}
@@ -155,8 +203,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 class _Head(NamedTuple):
-    """What a file says of its tensors by name, in the order in which they lie there, of which digests they are, where the first one
-    begins, and the meta."""
+    """What a file says of its tensors by name, the digests of those that lie in it, where the first of these begins, the meta."""
 
     tensors: dict[str, Any]
     digests: dict[str, str]
@@ -185,24 +232,66 @@ def _read_head(path: Path) -> _Head:
     del tensors["__metadata__"]
     if about.pop("sha256") != _digest(about, tensors):
         raise CheckpointError(f"{path}: the checksum does not match, the file was altered")
+    tensors |= json.loads(about["apart"])
     return _Head(tensors, json.loads(about["digests"]), 8 + length, json.loads(about["meta"]))
 
 
-def _read(path: Path, head: _Head, names: Container[str]) -> dict[str, Tensor]:
+class _Piece(NamedTuple):
+    """A piece of a tensor: which file holds it, from where on, how many bytes, and their digest."""
+
+    file: Path
+    at: int
+    size: int
+    digest: str
+
+
+def _pieces(path: Path, head: _Head, name: str) -> list[_Piece]:
+    """The pieces of a tensor, in order."""
+    entry = head.tensors[name]
+    if "chunks" not in entry:
+        begin, end = entry["data_offsets"]
+        return [_Piece(path, head.start + begin, end - begin, head.digests[name])]
+    size, n = entry["bytes"], math.prod(entry["shape"]) * _TYPES[entry["dtype"]].itemsize
+    return [_Piece(path.parent / CHUNKS / digest, 0, min(size, n - i * size), digest) for i, digest in enumerate(entry["chunks"])]
+
+
+def _all_pieces(path: Path, head: _Head) -> set[_Piece]:
+    """The pieces of all tensors, each once."""
+    return {piece for name in head.tensors for piece in _pieces(path, head, name)}
+
+
+def _is_whole(piece: _Piece) -> bool:
+    return _read_piece(piece, memoryview(bytearray(piece.size)))
+
+
+def _read_piece(piece: _Piece, memory: memoryview) -> bool:
+    """Read a piece into memory of its size, and say whether it is whole."""
+    with contextlib.suppress(FileNotFoundError), open(piece.file, "rb") as content:
+        content.seek(piece.at)
+        return content.readinto(memory) == piece.size and hashlib.sha256(memory).hexdigest() == piece.digest
+    return False
+
+
+def _read(path: Path, head: _Head, names: Container[str], device: torch.device | str) -> dict[str, Tensor]:
     """These tensors, and no others.
 
     Raises:
         CheckpointError: altered.
     """
     found = {}
-    with open(path, "rb") as content:  # into memory of our own: what safetensors gives lies in the file
-        for name, entry in head.tensors.items():
-            if name in names:
-                x = found[name] = torch.empty(entry["shape"], dtype=_TYPES[entry["dtype"]])
-                content.seek(head.start + entry["data_offsets"][0])
-                content.readinto(_bytes(x))
-                if hashlib.sha256(_bytes(x)).hexdigest() != head.digests[name]:
-                    raise CheckpointError(f"{path}: the checksum of {_spelt(name)} does not match, the file was altered")
+    for name, entry in head.tensors.items():
+        if name in names:
+            x = found[name] = torch.empty(entry["shape"], dtype=_TYPES[entry["dtype"]], device=device)
+            at = 0
+            for piece in _pieces(path, head, name):
+                place = _flat(x)[at : at + piece.size]
+                memory = place if place.is_cpu else torch.empty_like(place, device="cpu")
+                if not _read_piece(piece, _bytes(memory)):
+                    where = "the file was altered" if piece.file == path else f"{piece.file} was altered, or is gone"
+                    raise CheckpointError(f"{path}: the checksum of {_spelt(name)} does not match, {where}")
+                if not place.is_cpu:
+                    place.copy_(memory)
+                at += piece.size
     return found
 
 
@@ -228,8 +317,8 @@ def load(
     needed = {name for name, x in wanted.items() if id(x) in picked}
     if not picked <= {id(x) for x in wanted.values()}:
         needed = set(wanted)
-    tensors = _read(path, head, needed)
-    leaves = [tensors[name].to(device) if name in needed else x for name, x in wanted.items()]
+    tensors = _read(path, head, needed, device)
+    leaves = [tensors[name] if name in needed else x for name, x in wanted.items()]
     return pytree.tree_unflatten(leaves, pytree.tree_structure(template)), head.meta
 
 
@@ -254,17 +343,43 @@ def _spelt(name: str) -> str:
 
 
 def save_step(folder: Path, steps: int, parts: Sequence[Any], meta: dict[str, Any]) -> None:
-    """`save` the checkpoint of a step count, then delete all but the newest two."""
+    """`save` the checkpoint of a step count, then delete all but the newest two, and what only those named.
+
+    Raises:
+        OSError: as `save`; nothing of it is left.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save(folder / f"step_{steps:012d}.safetensors", parts, meta)
-    for old in _by_age(folder)[KEEP:]:
-        old.unlink()
+    try:
+        save(folder / f"step_{steps:012d}.safetensors", parts, meta, chunked=True)
+        for old in _by_age(folder)[KEEP:]:
+            old.unlink()
+    finally:
+        _sweep(folder)
 
 
-def clean(folder: Path) -> None:
-    """Delete what processes that were killed while they wrote have left; the folder must be this process's alone (`locked`)."""
+def _sweep(folder: Path) -> None:
+    """Delete the chunks that no checkpoint names; none of them while there is a checkpoint that cannot be read."""
+    with contextlib.suppress(CheckpointError):
+        heads = [_read_head(path) for path in _by_age(folder)]
+        named = {digest for head in heads for entry in head.tensors.values() for digest in entry.get("chunks", ())}
+        for chunk in (folder / CHUNKS).glob("*"):
+            if chunk.name not in named:
+                chunk.unlink()
+
+
+def clean(folder: Path, steps: int) -> None:
+    """Delete what processes that were killed while they wrote have left, and of checkpoints of more than so many steps, which were
+    passed over as broken, the damaged chunks, which would be taken for some that need not be written. The folder must be this
+    process's alone (`locked`)."""
     for scratch in folder.glob(".*.safetensors.*"):
         scratch.unlink(missing_ok=True)
+    for path in _by_age(folder):
+        if int(path.stem.removeprefix("step_")) > steps:
+            with contextlib.suppress(CheckpointError):
+                for piece in _all_pieces(path, _read_head(path)):
+                    if piece.file != path and not _is_whole(piece):
+                        piece.file.unlink(missing_ok=True)
+    _sweep(folder)
 
 
 def load_newest(
@@ -301,9 +416,7 @@ def newest_is_whole(folder: Path) -> bool:
         head = _read_head(path)
     except (IndexError, CheckpointError):
         return False
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as data:
-        places = {name: [head.start + at for at in entry["data_offsets"]] for name, entry in head.tensors.items()}
-        return all(hashlib.sha256(data[a:b]).hexdigest() == head.digests[name] for name, (a, b) in places.items())
+    return all(map(_is_whole, _all_pieces(path, head)))
 
 
 def _by_age(folder: Path) -> list[Path]:

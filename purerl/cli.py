@@ -34,6 +34,11 @@ SAY_EVERY = 30.0  # seconds between two lines where there is no terminal
 console = Console(stderr=True)
 
 
+def _say(line: str) -> None:
+    """Print a line above the progress bar; a long path in it stays one word."""
+    console.print(line, soft_wrap=True)
+
+
 class Parsed(click.ParamType):
     """What a function makes of a flag's text; a `ValueError` of its own says that the text is not `what`."""
 
@@ -138,6 +143,12 @@ class _Algorithms(click.Group):
             click.Option(["--device"], default="cpu", show_default=True),
             click.Option(["--threads"], type=int, default=0, help="CPU threads of the updates [as many as there are cores]"),
             click.Option(
+                ["--checkpoint-replay"],
+                type=click.BOOL,
+                default=True,
+                help="whether checkpoints hold the replay; a run without it goes on with an empty one when resumed [yes]",
+            ),
+            click.Option(
                 ["--plot", "png"], type=click.Path(path_type=Path), help="draw the learning curve into this file at the end"
             ),
         ]
@@ -186,6 +197,7 @@ def _train(
     out: Path,
     device: str,
     threads: int,
+    checkpoint_replay: bool,
     png: Path | None,
     **fields: Any,
 ) -> None:
@@ -202,11 +214,11 @@ def _train(
     options = training.as_json("env_options", options)
     if steps is None:
         steps = _default_steps(algo, envs.make(env, **options).spec)
-    run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating)
+    run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating, checkpoint_replay)
     training.prepare(place, run)
     _run(run, place, out, resume=False)
     if curve is not None:
-        console.print(f"curve: {plot.plot([place], curve)}")
+        _say(f"curve: {plot.plot([place], curve)}")
 
 
 def _default_steps(algo: str, spec: EnvSpec) -> int:
@@ -219,14 +231,14 @@ def _default_steps(algo: str, spec: EnvSpec) -> int:
 def _run(run: training.Run, place: Path, out: Path, resume: bool) -> None:
     """Train in the folder `place`, which the user calls `out`."""
     if run.collecting.sampler != "fused":
-        console.print(f"sampler: {run.collecting.sampler}")
+        _say(f"sampler: {run.collecting.sampler}")
     said: set[str] = set()
 
     def say(failures: Iterable[training.Failure]) -> None:
         for lane, steps in failures:
             if lane not in said:
                 said.add(lane)
-                console.print(f"lane {lane} stopped after {steps} steps: its state was not finite; the last good one is kept")
+                _say(f"lane {lane} stopped after {steps} steps: its state was not finite; the last good one is kept")
 
     show = _bar if console.is_terminal else _lines
     try:
@@ -250,7 +262,7 @@ def _run(run: training.Run, place: Path, out: Path, resume: bool) -> None:
         notes = getattr(error, "__notes__", [])
         _end("\n".join([message, *(f"{note}; go on with: purerl resume {out}" for note in notes)]))
     say(failures)
-    console.print(f"run: {out}")
+    _say(f"run: {out}")
     if failures:
         sys.exit(1)
 
@@ -353,9 +365,7 @@ def _resume(folder: Path) -> None:
     place = folder.absolute()
     run = training.load_run(place)
     if training.finished(place, run):
-        console.print(
-            f"run: {folder} is finished, all its {run.steps:,} steps are taken; another --out and more --steps train longer"
-        )
+        _say(f"run: {folder} is finished, all its {run.steps:,} steps are taken; another --out and more --steps train longer")
         return
     _run(run, place, folder, resume=True)
 
@@ -404,7 +414,7 @@ def _plot(folders: tuple[Path, ...], out: Path | None, column: str) -> None:
 def _list() -> None:
     """The algorithms, and the environments that are pure."""
     click.echo("algorithms:   " + " ".join(algos.ALGORITHMS) + "   and my_module:make_mine, which makes one of your own")
-    click.echo("pure environments:   " + " ".join(envs.PURE))
+    click.echo("pure environments:   " + " ".join([*envs.PURE, *envs.MAKERS]))
     click.echo("and every environment that Gymnasium can make, by its id (gym:ID forces Gymnasium's own)")
 
 

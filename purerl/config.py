@@ -30,6 +30,11 @@ def count(default: int, help: str, low: int = 1) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "kind": "an integer", "low": low, "high": math.inf})
 
 
+def constant(default: float, help: str, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A float field in `[low, high]` that shapes the program: it cannot be swept."""
+    return dataclasses.field(default=default, metadata={"help": help, "kind": "a number", "low": low, "high": high})
+
+
 def counts(default: tuple[int, ...], help: str, low: int = 1) -> Any:
     """A tuple of integers of at least `low`; it shapes the program."""
     return dataclasses.field(default=default, metadata={"help": help, "each": low})

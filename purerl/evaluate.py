@@ -182,9 +182,12 @@ def check_video(path: str) -> None:
 def _film(policy: Algorithm | Policy, env: Env | envs.HostEnv, acting: Any, seed: int) -> tuple[list[np.ndarray], float, int]:
     """The frames of an episode, its return, and how many frames are shown a second."""
     if isinstance(env, envs.HostEnv) and env.make is None:
-        stage: Any = _Screen(envs.to_vector(env.evaluation or env, 1))
+        stage: Any = _Screen(envs.to_vector(env.evaluation or env, 1), _newest_frame)
     elif isinstance(env, envs.HostEnv):
         stage = _render(env.spec.id, env.make_drawn)
+    elif env.render is not None:
+        draw = env.render
+        stage = _Screen(envs.to_gymnasium(env, 1), lambda obs: draw(to_tensors(obs)).numpy())
     else:
         stage = _render(env.spec.id, partial(gym.make, env.spec.id, render_mode="rgb_array"))
     obs = stage.reset(seed=seed)[0]
@@ -231,13 +234,18 @@ def _no_video(error: Exception) -> ImportError:
     return ImportError(f"video: {error}; install what it needs with: {how_to_install('video')}")
 
 
+def _newest_frame(frames: np.ndarray) -> np.ndarray:
+    """The last of the grey frames `[C, H, W]`, four times as large."""
+    return np.repeat(frames[-1].repeat(4, 0).repeat(4, 1)[..., None], 3, -1)
+
+
 class _Screen:
-    """A vector environment of one game as an environment that draws the newest of the frames `[C, H, W]` it shows."""
+    """A vector environment of one game as an environment that draws what it shows: `draw(obs) -> [H, W, 3]`."""
 
     metadata = {"render_fps": 15}
 
-    def __init__(self, vec: gym.vector.VectorEnv) -> None:
-        self._vec = vec
+    def __init__(self, vec: gym.vector.VectorEnv, draw: Callable[[Any], np.ndarray]) -> None:
+        self._vec, self._draw = vec, draw
 
     def reset(self, seed: int) -> tuple[Any, dict]:
         obs, info = self._vec.reset(seed=[seed])  # type: ignore[arg-type]
@@ -250,7 +258,7 @@ class _Screen:
         return obs[0], reward[0], terminated[0], truncated[0], info
 
     def render(self) -> np.ndarray:
-        return np.repeat(self._obs[-1].repeat(4, 0).repeat(4, 1)[..., None], 3, -1)
+        return self._draw(self._obs)
 
     def close(self) -> None:
         self._vec.close()

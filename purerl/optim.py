@@ -100,6 +100,27 @@ def scale_by_adam(b1: Number = 0.9, b2: Number = 0.999, eps: Number = 1e-8) -> O
     return Optimizer(init, update)
 
 
+def scale_by_radam(b1: Number = 0.9, b2: Number = 0.999, eps: Number = 1e-8) -> Optimizer:
+    """Adam's direction once its variance is tractable, and momentum's until then (Liu et al. 2020, algorithm 2)."""
+    adam = scale_by_adam(b1, b2, 0.0)
+
+    def update(grads: Any, state: TensorDict, params: Any) -> tuple[Any, TensorDict]:
+        _, after = adam.update(grads, state, params)
+        count = after["count"]
+        c1, c2 = 1 - b1**count, 1 - b2**count
+        longest = 2 / (1 - b2) - 1
+        length = longest - 2 * count * b2**count / c2
+        rest = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        rectifier = torch.sqrt(torch.clamp(rest, min=0.0))
+
+        def direction(m: Tensor, v: Tensor) -> Tensor:
+            return m / c1 * torch.where(length > 5, rectifier * torch.sqrt(c2) / (torch.sqrt(v) + eps), 1.0)
+
+        return tree.map(direction, after["mu"], after["nu"]), after
+
+    return Optimizer(adam.init, update)
+
+
 def scale_by_rms(decay: Number = 0.99, eps: Number = 1e-8) -> Optimizer:
     """RMSProp's direction as PyTorch defines it: `g / (sqrt(v) + eps)`, `v` from zero."""
     return _scale_by_rms(decay, lambda v: torch.sqrt(v) + eps, torch.zeros_like)
@@ -131,6 +152,11 @@ def adam(lr: Number, b1: Number = 0.9, b2: Number = 0.999, eps: Number = 1e-8) -
 def adamw(lr: Number, b1: Number = 0.9, b2: Number = 0.999, eps: Number = 1e-8, weight_decay: Number = 1e-2) -> Optimizer:
     """Adam with decoupled weight decay, as `torch.optim.AdamW` (Loshchilov and Hutter 2019)."""
     return chain(scale_by_adam(b1, b2, eps), add_decayed_weights(weight_decay), scale(-lr))
+
+
+def radam(lr: Number, b1: Number = 0.9, b2: Number = 0.999, eps: Number = 1e-8) -> Optimizer:
+    """Rectified Adam, as `torch.optim.RAdam`."""
+    return chain(scale_by_radam(b1, b2, eps), scale(-lr))
 
 
 def rmsprop(lr: Number, decay: Number = 0.99, eps: Number = 1e-8) -> Optimizer:

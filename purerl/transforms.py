@@ -1,6 +1,7 @@
 """How functions run: `compile`, `specialize`, `vmap`, `scan` and `write`. What they compute stays the same."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -90,14 +91,16 @@ def _run_in_place(program: programs.Built, tensors: list[Tensor]) -> list[Tensor
 
 
 def iterate(step: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any, int], tuple[Any, Any]]:
-    """`n` times a compiled `step(state) -> (state, info)`.
+    """`n` times `step(state) -> (state, info)`, compiled.
 
-    On a GPU the step's kernels are recorded at the first call and replayed from then on, with no work for the processor in between.
+    On a CPU that is one program, with a loop of `n` turns. On a GPU a step's kernels are recorded at the first call and replayed
+    from then on, with no work for the processor in between.
 
     Returns:
         `run(state, n)`: the state after `n >= 1` steps, and the last one's info.
     """
     recorded: dict[Any, Callable] = {}
+    compiled, looped = compile(step), compile(partial(repeat, step))
 
     def run(state: Any, n: int) -> tuple[Any, Any]:
         leaves, structure = tree.flatten(state)
@@ -105,10 +108,12 @@ def iterate(step: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any, int], tupl
             places = [x.data_ptr() for x, is_donated in zip(leaves, tree.donated(structure), strict=True) if is_donated]
             key = (structure, *[programs.kind(x) for x in leaves], *places)  # what is recorded writes into this memory
             if key not in recorded:
-                recorded[key] = cuda.record(step, state)
+                recorded[key] = cuda.record(compiled, state)
             return recorded[key](state, n)
+        if compiling.is_tested():
+            return looped(state, torch.tensor(n))
         for _ in range(n):
-            state, info = step(state)
+            state, info = compiled(state)
         return state, info
 
     return run
@@ -341,8 +346,8 @@ def _named(values: Any, path: str = "") -> dict[str, Any]:
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
     """`for x in xs: carry, y = body(carry, x)`, with the `y` stacked.
 
-    Under `compile` it is one loop of the program, not an unrolled one. It cannot be differentiated through; a gradient may be
-    taken inside `body`.
+    Under `compile` it is one loop of the program, not an unrolled one; a single turn is none. It cannot be differentiated through;
+    a gradient may be taken inside `body`.
 
     Args:
         body: `body(carry, x) -> (carry, y)`; the carry keeps its structure, shapes and dtypes, and `y` is a nesting of plain
@@ -355,7 +360,7 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
     """
     if not len(next(iter(tree.leaves(xs)), ())):
         raise ValueError("scan: there is nothing to go through, xs has no leaves or they are empty")
-    if not _is_traced():
+    if not _is_traced() or len(tree.leaves(xs)[0]) == 1:
         ys = []
         for t in range(len(tree.leaves(xs)[0])):
             carry, y = body(carry, tree.index(xs, t))
@@ -375,7 +380,43 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
     return tree.copy(unpack_carry(packed_carry)), ys
 
 
-def _loop(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, turns: Tensor) -> tuple[Any, Any]:
+    """`for _ in range(turns): state, info = step(state)`, where `turns` is `[]` int64, at least 1 and the same for all lanes.
+
+    Under `compile` it is one loop of the program, whatever their number; as a `scan`, it cannot be differentiated through.
+
+    Returns:
+        The last state, and the last turn's info, a nesting of TensorDicts, dicts, lists and tuples of tensors.
+    """
+    if not compiling.is_tracing():
+        for _ in range(int(turns)):
+            state, info = step(state)
+        return state, info
+    packed, unpack = tree.pack(_tensors("repeat: the state", state))
+    structures = []
+
+    def turn(packed: dict, _: Tensor) -> tuple[dict, Any]:
+        state, info = step(unpack(packed))
+        structures.append(tree.structure(info))
+        return tree.pack(_tensors("repeat: the state", state))[0], tree.copy(tree.leaves(_tensors("repeat: the info", info)))
+
+    packed, info = _loop(turn, packed, turns, _repeat_in_trace)
+    return tree.copy(unpack(packed)), tree.unflatten(structures[-1], info)
+
+
+def _scan_in_trace(f: Callable, carry: list[Tensor], xs: list[Tensor], n_donated: int) -> list[Tensor]:
+    from purerl.compiling import loops
+
+    return loops.loop(f, carry, xs, n_donated)
+
+
+def _repeat_in_trace(f: Callable, carry: list[Tensor], xs: list[Tensor], n_donated: int) -> list[Tensor]:
+    from purerl.compiling import loops
+
+    return loops.repeat(f, carry, xs[0], n_donated)
+
+
+def _loop(turn: Callable, carry: Any, xs: Any, in_trace: Callable = _scan_in_trace) -> tuple[Any, Any]:
     """One loop of the program that is being traced, over the tensors of the trees."""
     carry_leaves, carry_structure = tree.flatten(carry)
 
@@ -386,13 +427,11 @@ def _loop(turn: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     if torch.compiler.is_compiling():
         leaves, ys = fallback.loop(flat_turn, carry_leaves, xs)
     else:
-        leaves, ys = _loop_of_trace(flat_turn, carry_leaves, xs, sum(tree.donated(carry_structure)))
+        leaves, ys = _loop_of_trace(flat_turn, carry_leaves, xs, sum(tree.donated(carry_structure)), in_trace)
     return tree.unflatten(carry_structure, leaves), ys
 
 
-def _loop_of_trace(turn: Callable, carry: list[Tensor], xs: Any, n_donated: int) -> tuple[list[Tensor], Any]:
-    from purerl.compiling import loops
-
+def _loop_of_trace(turn: Callable, carry: list[Tensor], xs: Any, n_donated: int, in_trace: Callable) -> tuple[list[Tensor], Any]:
     xs_leaves, xs_structure = tree.flatten(xs)
     n, structures = len(carry), []
 
@@ -402,5 +441,5 @@ def _loop_of_trace(turn: Callable, carry: list[Tensor], xs: Any, n_donated: int)
         structures.append(y_structure)
         return [*new, *y_leaves]
 
-    results = loops.loop(on_tensors, carry, xs_leaves, n_donated)
+    results = in_trace(on_tensors, carry, xs_leaves, n_donated)
     return results[:n], tree.unflatten(structures[-1], results[n:])

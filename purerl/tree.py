@@ -97,6 +97,22 @@ def donated(structure: Node | None) -> list[bool]:
     return [found for child in structure.children for found in donated(child)]
 
 
+def without_memory(tree: Any) -> Any:
+    """The tree with nothing in what is donated."""
+    found, shape_of_tree = flatten(tree)
+    rest = [x for x, is_donated in zip(found, donated(shape_of_tree), strict=True) if not is_donated]
+    return unflatten(_without_memory(shape_of_tree), rest)
+
+
+def _without_memory(structure: Node | None) -> Node | None:
+    if structure is None:
+        return None
+    if structure.cls is Donated:
+        return Node(Donated, (), (Node(TensorDict, (), (), 0),), 0)
+    children = tuple([_without_memory(x) for x in structure.children])
+    return structure._replace(children=children, size=sum(size(x) for x in children))
+
+
 def map(f: Callable, *trees: Any) -> Any:
     """The tree of `f(leaf, ...)` over the leaves of trees of one structure."""
     columns = [leaves(tree) for tree in trees]

@@ -29,6 +29,23 @@ def _global_generator_untouched(request):
     assert torch.equal(before, torch.get_rng_state()) or request.node.get_closest_marker("torch_modules")
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Runs are not compiled: that is not what their test is about."""
+    from purerl import training
+
+    def iterate(step):
+        def run(state, n):
+            for _ in range(n):
+                state, info = step(state)
+            return state, info
+
+        return run
+
+    monkeypatch.setattr(training.programs, "iterate", iterate)
+    monkeypatch.setattr(training.programs, "compile", lambda f, threads=1: f)
+
+
 def assert_trees_equal(a, b, **tolerance):
     from torch.utils import _pytree as pytree
 

@@ -21,9 +21,10 @@ FLOORS = [
         "envs",
         "rollout",
         "policies",
+        "replay",
     },
     {"algos"},
-    {"samplers", "checkpoint", "logs"},
+    {"samplers", "checkpoint", "logs", "storage"},
     {"training", "plot", "evaluate"},
     {"cli", "__main__"},
 ]
@@ -61,7 +62,7 @@ def test_the_core_knows_no_file_clock_or_process():
             assert not names & outside, path
 
 
-SHELL = {"rollout", "episodes", "samplers", "checkpoint", "logs", "training", "evaluate", "plot", "cli"}
+SHELL = {"rollout", "episodes", "samplers", "checkpoint", "logs", "storage", "training", "evaluate", "plot", "cli"}
 OPAQUE = {"algo_state", "acting", "info"}  # what these rooms call an algorithm's state and figures; and the attribute `algo`
 
 

@@ -32,6 +32,17 @@ def test_a_film_makes_its_folder(tmp_path):
         assert (tmp_path / "new" / name).stat().st_size > 0
 
 
+def test_a_pure_environment_that_draws_itself_is_filmed():
+    env = envs.make("MinAtar/Breakout-v1")
+    algo = make_ppo(env.spec)
+    frames, total, fps = _film(algo, env, algo.acting(algo.init(random.key(0))), 0)
+    assert fps == 15
+    assert total >= 0
+    assert len(frames) > 6
+    assert {(frame.shape, frame.dtype.name) for frame in frames} == {((160, 160, 3), "uint8")}
+    assert (frames[0] != frames[1]).any()
+
+
 class Clock(gym.Env):
     """Episodes of 2 or 20 steps, by turns in every environment; each step is worth the episode's length."""
 

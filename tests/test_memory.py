@@ -299,9 +299,8 @@ def test_a_film_remembers():
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "worlds:Rhythm-v0"])
-def test_a_run_with_memory_goes_on_where_it_stopped(tmp_path, monkeypatch, env):
+def test_a_run_with_memory_goes_on_where_it_stopped(tmp_path, uncompiled, env):
     """Bit for bit where the environment is pure; elsewhere its episodes, and what was remembered of them, begin anew."""
-    monkeypatch.setattr(training.programs, "compile", lambda f, threads=1: f)
     evaluating = training.Evaluating(eval_every=64, eval_episodes=2)
     run = training.plan("worlds:make_gru_ppo", env, 2, 160, {"lr": [1e-3, 1e-2]}, evaluating=evaluating)
     states = []

@@ -91,3 +91,17 @@ def test_inputs_are_unmutated():
     assert params.tolist() == [1, 1, 1]
     assert grads.tolist() == [2, 2, 2]
     assert state["1", "0", "mu"].tolist() == [0, 0, 0]
+
+
+def test_radam_follows_torch():
+    start = torch.tensor([1.0, -2.0, 3.0])
+    mine, theirs = start.clone(), start.clone().requires_grad_()
+    optimizer, reference = optim.radam(1e-2), torch.optim.RAdam([theirs], lr=1e-2)
+    state = optimizer.init(mine)
+    for t in range(12):
+        gradient = torch.sin(torch.arange(3.0) + t)
+        updates, state = optimizer.update(gradient, state, mine)
+        mine = optim.apply_updates(mine, updates)
+        theirs.grad = gradient
+        reference.step()
+        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-5, atol=1e-6)

@@ -1,11 +1,13 @@
+from functools import partial
+
 import pytest
 import torch
 from conftest import assert_trees_equal
 from tensordict import TensorDict
 
-from purerl import envs, fuse, make_ppo, random, tree
+from purerl import Donated, envs, fuse, make_ppo, random, tree
 from purerl.compiling import passes
-from purerl.transforms import compile, scan, shapes, specialize, vmap
+from purerl.transforms import compile, repeat, scan, shapes, specialize, vmap, write
 
 
 def cumulate(carry, x):
@@ -171,3 +173,25 @@ def test_shapes_of_a_fused_state_without_computing_it():
     kinds = [[(x.shape, x.dtype) for x in tree.leaves(state)] for state in (found, real)]
     assert kinds[0] == kinds[1]
     assert {x.device.type for x in tree.leaves(found)} == {"meta"}
+
+
+def test_repeat_takes_as_many_turns_as_a_number_says():
+    def step(state):
+        x, total, ring = state
+        ring = write(ring, (total % 3)[None].long(), (x.sum() + total)[None])
+        y, stacked = scan(lambda c, u: (c * 0.5 + u, {"c": c}), x, torch.arange(3.0))
+        return (y, total + 1, ring), {"mean": y.mean(), "first": (stacked["c"][0],)}
+
+    def start(scale):
+        return torch.tensor([1.0, -2.0]) * scale, torch.zeros(()), Donated(memory=TensorDict(r=torch.zeros(3)))
+
+    run = compile(vmap(partial(repeat, step), in_dims=(0, None)))
+    for n in (1, 4, 2):
+        state = tree.stack([start(1.0), start(3.0)])
+        place = state[2].memory["r"].data_ptr()
+        found, info = run(state, torch.tensor(n))
+        assert found[2].memory["r"].data_ptr() == place
+        for lane, scale in enumerate((1.0, 3.0)):
+            wanted, wanted_info = repeat(step, start(scale), torch.tensor(n))
+            assert_trees_equal(tree.leaves(tree.index(found, lane)), tree.leaves(wanted), rtol=1e-6, atol=1e-6)
+            assert_trees_equal(tree.leaves(tree.index(info, lane)), tree.leaves(wanted_info), rtol=1e-6, atol=1e-6)

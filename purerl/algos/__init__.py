@@ -9,13 +9,23 @@ from functools import partial
 from typing import Any
 
 from purerl.algos.a2c import A2CConfig, make_a2c
+from purerl.algos.c51 import C51Config, make_c51
+from purerl.algos.dqn import DQNConfig, make_dqn
 from purerl.algos.ppo import PPOConfig, make_ppo
+from purerl.algos.pqn import PQNConfig, make_pqn
+from purerl.algos.qrdqn import QRDQNConfig, make_qrdqn
+from purerl.algos.rainbow import RainbowConfig, make_rainbow
 from purerl.base import Algorithm, EnvSpec
 
 Maker = Callable[..., Algorithm]  # make(spec, config=None), or make(spec) where there is nothing to configure
 ALGORITHMS: dict[str, Maker] = {
     "a2c": make_a2c,
+    "c51": make_c51,
+    "dqn": make_dqn,
     "ppo": make_ppo,
+    "pqn": make_pqn,
+    "qrdqn": make_qrdqn,
+    "rainbow": make_rainbow,
 }
 
 
@@ -117,12 +127,22 @@ def default_config(name: str, spec: EnvSpec) -> Any:
 __all__ = [
     "ALGORITHMS",
     "A2CConfig",
+    "C51Config",
+    "DQNConfig",
     "Maker",
     "PPOConfig",
+    "PQNConfig",
+    "QRDQNConfig",
+    "RainbowConfig",
     "config_class",
     "default_config",
     "find",
     "make",
     "make_a2c",
+    "make_c51",
+    "make_dqn",
     "make_ppo",
+    "make_pqn",
+    "make_qrdqn",
+    "make_rainbow",
 ]

@@ -8,8 +8,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from purerl import config as cfg
-from purerl import optim
+from purerl import optim, random
 from purerl.base import Algorithm, EnvSpec
+from purerl.transforms import vmap
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -31,6 +32,21 @@ def gradient_step(optimizer: optim.Optimizer, params: Tensor, opt: TensorDict, g
     """The flat parameters `[P]` and the optimizer's state after one step down the gradient `[P]`."""
     updates, opt = optimizer.update(gradient, opt, params)
     return optim.apply_updates(params, updates), opt
+
+
+def check_minibatches(config: Any) -> None:
+    """Raise a `ValueError` if a config's batch cannot be shared between its minibatches."""
+    if config.n_envs * config.n_steps % config.n_minibatches:
+        raise ValueError(
+            f"{type(config).__name__}.n_minibatches = {config.n_minibatches} does not divide the batch of "
+            f"n_envs * n_steps = {config.n_envs} * {config.n_steps} = {config.n_envs * config.n_steps}"
+        )
+
+
+def minibatch_rows(keys: Tensor, n: int, n_minibatches: int) -> Tensor:
+    """The rows `[E * M, n / M]` of M minibatches of n samples in each of E passes, one key `[E, 2]` a pass."""
+    order = vmap(lambda key: random.permutation(key, n))(keys)
+    return order.reshape(len(keys) * n_minibatches, -1)
 
 
 def algorithm(spec: EnvSpec, config: Any, **functions: Any) -> Algorithm:

@@ -16,7 +16,7 @@ from purerl.algos import common, fields
 from purerl.algos import on_policy as op
 from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
 from purerl.losses import approximate_kl, clipped_surrogate_loss, clipped_value_loss, masked_mean, value_loss
-from purerl.transforms import scan, vmap
+from purerl.transforms import scan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class PPOConfig:
 
     n_envs: int = fields.n_envs(4)
     n_steps: int = fields.n_steps(128)
-    epochs: int = cfg.count(4, "passes over each batch")
-    n_minibatches: int = cfg.count(4, "minibatches a pass")
+    epochs: int = fields.epochs(4)
+    n_minibatches: int = fields.n_minibatches(4)
     lr: float = fields.lr(2.5e-4)
     gamma: float = fields.gamma(0.99)
     gae_lambda: float = fields.gae_lambda(0.95)
@@ -51,11 +51,7 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         cfg.check(self)
-        if self.n_envs * self.n_steps % self.n_minibatches:
-            raise ValueError(
-                f"PPOConfig.n_minibatches = {self.n_minibatches} does not divide the batch of "
-                f"n_envs * n_steps = {self.n_envs} * {self.n_steps} = {self.n_envs * self.n_steps}"
-            )
+        common.check_minibatches(self)
 
 
 def default_config(spec: EnvSpec) -> PPOConfig:
@@ -158,8 +154,7 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | ne
                 stopped = stopped | (epoch_ends & (info["approx_kl"] > hyper["target_kl"]))
             return (new_params, new_opt, stopped), info.to_dict()
 
-        order = vmap(lambda key: random.permutation(key, n))(keys[1:])
-        rows = order.reshape(config.epochs * config.n_minibatches, -1)
+        rows = common.minibatch_rows(keys[1:], n, config.n_minibatches)
         epoch_ends = torch.arange(1, len(rows) + 1, device=keys.device) % config.n_minibatches == 0
         start = (flat, state.opt, torch.zeros((), dtype=torch.bool, device=keys.device))
         (flat, opt, _), info = scan(minibatch, start, (rows, epoch_ends))

@@ -16,6 +16,7 @@ this room was not tried with.
 | `_C._aoti`, `_C._dynamo.guards` | a program from disk | test_other_processes_load_what_one_has_compiled |
 | `_cdata` of a storage, `_ops.OpOverload` | who shares memory, who writes | test_memory_that_was_written_cannot_be_... |
 | `_higher_order_ops.utils` | the order of what a loop writes | test_steps_write_in_place_and_give_the_numbers_of_... |
+| `higher_order.while_loop` | a loop of as many turns as a number says | test_repeat_takes_as_many_turns_as_a_number_says |
 | `_higher_order_ops.scan.scan` | a scan under one's own `torch.compile` | test_torch_compile_takes_the_fused_step_as_it_is |
 """
 

@@ -17,13 +17,26 @@ from torch.utils import _pytree as pytree
 from purerl.compiling.tracing import is_literal, mark, may_write
 
 scan_op._cacheable = True  # the body is a submodule of the graph, hence part of the key of inductor's on-disk cache
+COUNTED = 1 << 30  # turns that a loop has on paper which takes as many as a number says; `passes` knows it by that
 
 
-def loop(f: Callable[..., Sequence[Tensor]], carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated: int = 0) -> list[Tensor]:
+def repeat(f: Callable[..., Sequence[Tensor]], carry: Sequence[Tensor], turns: Tensor, n_donated: int = 0) -> list[Tensor]:
+    """`for _ in range(turns): *carry, *y = f(*carry, turns)` as `loop`, with the last `y`; it is zero if there are no turns.
+
+    Args:
+        turns: `[]` int64, the same for all lanes.
+    """
+    return loop(f, carry, [turns.expand(COUNTED)], n_donated, stacks=False)
+
+
+def loop(
+    f: Callable[..., Sequence[Tensor]], carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated: int = 0, stacks: bool = True
+) -> list[Tensor]:
     """`for x in zip(*xs): *carry, *y = f(*carry, *x)` in the graph that is being traced; what `f` closes over may be traced too.
 
     Args:
         n_donated: how many of the carry, at its end, are memory that each turn writes in place.
+        stacks: whether each turn's `y` is wanted, or the last one's.
 
     Returns:
         The last carry, and each `y` stacked.
@@ -32,14 +45,16 @@ def loop(f: Callable[..., Sequence[Tensor]], carry: Sequence[Tensor], xs: Sequen
         ValueError: the carry that `f` returns has other shapes or dtypes; or the loop is to be differentiated through.
     """
     if peek_interpreter_stack() is None:
-        return _emit(f, carry, xs, n_donated)
+        return _emit(f, carry, xs, n_donated, stacks)
     interpreter = retrieve_current_functorch_interpreter()
     if interpreter.key() != TransformType.Vmap:
         raise ValueError("scan: a compiled loop cannot be differentiated through; take the gradient inside its body")
-    return _batched(interpreter, f, carry, xs, n_donated)
+    return _batched(interpreter, f, carry, xs, n_donated, stacks)
 
 
-def _batched(interpreter: Any, f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated: int) -> list[Tensor]:
+def _batched(
+    interpreter: Any, f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated: int, stacks: bool
+) -> list[Tensor]:
     """The loop below one vmap: its carry is mapped along the first axis, and so is what it stacks, behind the axis of turns."""
     level, size, n = interpreter.level(), interpreter.batch_size(), len(carry)
     (carry, xs), (carry_dims, xs_dims) = unwrap_batched((tuple(carry), tuple(xs)), level)
@@ -50,12 +65,12 @@ def _batched(interpreter: Any, f: Callable, carry: Sequence[Tensor], xs: Sequenc
 
     def lanes(*args: Tensor) -> list[Tensor]:
         results, dims = restore_vmap(f, in_dims, size, interpreter.randomness())(*args)
-        y_dims[:] = [None if d is None else 1 for d in dims[n:]]
+        y_dims[:] = [None if d is None else int(stacks) for d in dims[n:]]
         first = [x if d is None else _moved(x, d, 0) for x, d in zip(results, dims, strict=True)]
         return [x.expand(size, *x.shape) if d is None else x for x, d in zip(first[:n], dims[:n], strict=True)] + first[n:]
 
     with interpreter.lower():
-        results = loop(lanes, carry, xs, n_donated)
+        results = loop(lanes, carry, xs, n_donated, stacks)
     return list(wrap_batched(tuple(results), (0,) * n + tuple(y_dims), level))
 
 
@@ -64,7 +79,7 @@ def _moved(x: Tensor, axis: int, to: int) -> Tensor:
     return x if axis == to else x.movedim(axis, to)
 
 
-def _emit(f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated: int) -> list[Tensor]:
+def _emit(f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated: int, stacks: bool) -> list[Tensor]:
     mode: Any = get_proxy_mode()
     tracer, n, length = mode.tracer, len(carry), len(xs[0])
     in_place, n_results = range(n - n_donated, n), 0
@@ -93,6 +108,8 @@ def _emit(f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated:
                 f"scan: leaf {i} of the carry is {before.dtype} {list(before.shape)}, "
                 f"but the body returns {after.dtype} {list(after.shape)} for it"
             )
+    kept = len(results) if not stacks else n
+    carry = [*carry, *_starts(body, n, results[n:kept])]
     name = f"loop_{sum(isinstance(part, torch.fx.GraphModule) for part in tracer.root.children())}"
     tracer.root.register_module(name, body)
     operands = (body, [x.contiguous() for x in carry], list(xs), tuple(closed_over))
@@ -101,8 +118,18 @@ def _emit(f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated:
     proxy.node.meta["in_place"] = in_place
     mark(tracer.graph)
     with disable_proxy_modes_tracing():
-        outs = [torch.empty_like(x) for x in results[:n]] + [x.new_empty((length, *x.shape)) for x in results[n:]]
+        outs = [torch.empty_like(x) for x in results[:kept]] + [x.new_empty((length, *x.shape)) for x in results[kept:]]
     return list(track_tensor_tree(outs, proxy, constant=None, tracer=tracer))[:n_results]
+
+
+def _starts(body: torch.fx.GraphModule, n: int, more: Sequence[Tensor]) -> list[Tensor]:
+    """Let a body with a carry of n take more that it does not read, and give their first values, zeros."""
+    if more:
+        with body.graph.inserting_before(body.graph.find_nodes(op="placeholder")[n]):
+            for i, x in enumerate(more):
+                body.graph.placeholder(f"last_{i}").meta["val"] = x
+        body.recompile()
+    return [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in more]
 
 
 def _fake(body: torch.fx.GraphModule, value: Tensor) -> Tensor:

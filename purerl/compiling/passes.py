@@ -8,10 +8,18 @@ from torch._inductor import custom_graph_pass
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.graph import SubgraphLowering
 from torch._inductor.ir import Layout, WhileLoop
-from torch._inductor.pattern_matcher import Arg, CallFunction, Match, PatternMatcherPass, register_graph_pattern
+from torch._inductor.pattern_matcher import (
+    Arg,
+    CallFunction,
+    CallFunctionVarArgs,
+    Match,
+    PatternMatcherPass,
+    register_graph_pattern,
+)
 from torch._inductor.virtualized import V
 
 from purerl.compiling import graphs
+from purerl.compiling.loops import COUNTED
 
 aten = torch.ops.aten
 LARGE = 1 << 16  # bytes of memory that a loop is not handed a copy of
@@ -57,6 +65,35 @@ def _(match: Match, x: torch.fx.Node) -> None:
     match.replace_by_example(rational_tanh, [x])
 
 
+_counted = PatternMatcherPass()
+
+
+def _is_counted(loop: Any) -> bool:
+    """Whether a loop has as many turns as a number says (`loops.repeat`)."""
+    return loop.args[2][0].meta["val"].shape[:1] == (COUNTED,)
+
+
+@register_graph_pattern(
+    CallFunctionVarArgs(torch.ops.higher_order.scan), extra_check=lambda match: _is_counted(match.nodes[0]), pass_dict=_counted
+)
+def _(match: Match, body: Any, carry: list, xs: list, closed_over: tuple) -> None:
+    """Inductor makes a loop of a scan that ends with its `xs`; this one ends with a count."""
+    turn, n = getattr(match.graph.owning_module, body.target), len(carry)
+
+    def lower(turns: Tensor, *operands: Tensor) -> list[Tensor]:
+        def goes_on(i: Tensor, *args: Tensor) -> Tensor:
+            return i < args[n]
+
+        def next_turn(i: Tensor, *args: Tensor) -> tuple[Tensor, ...]:
+            return i + 1, *turn(*args[:n], args[n], *args[n + 1 :])
+
+        start = torch.zeros((), dtype=torch.int64)
+        loop = torch.ops.higher_order.while_loop
+        return list(loop(goes_on, next_turn, (start, *operands[:n]), (turns, *operands[n:])))[1:]
+
+    match.replace_by_example(lower, [xs[0].args[0], *carry, *closed_over], run_functional_passes=False)
+
+
 class CheapTanh(CustomGraphPass):
     """Replace float32 `tanh` on the CPU by `rational_tanh`."""
 
@@ -82,7 +119,8 @@ class OwnMemory(CustomGraphPass):
             with graph.inserting_before(loop):
                 carry = [x if i in in_place else _copy(graph, x) for i, x in enumerate(carry)]
                 closed_over = [x if _is_large_memory(x) else _copy(graph, x) for x in closed_over]
-                loop.args = (body, carry, [_copy(graph, x) for x in xs], closed_over)
+                loop.args = (body, carry, xs if _is_counted(loop) else [_copy(graph, x) for x in xs], closed_over)
+        _counted.apply(graph)
         output = graph.output_node()
         results: Any = output.args[0]
         taken: set[int | None] = set()

@@ -2,6 +2,7 @@
 
 from purerl.envs.atari import GAME_OVER, RAW_REWARD, AtariVector
 from purerl.envs.registry import (
+    MAKERS,
     PURE,
     RAISED,
     HostEnv,
@@ -14,10 +15,11 @@ from purerl.envs.registry import (
     vector_host,
 )
 from purerl.envs.vector import PureVectorEnv, to_gymnasium
-from purerl.envs.wrappers import accept_keys, time_limit
+from purerl.envs.wrappers import accept_keys, choose_actions, sticky_actions, time_limit
 
 __all__ = [
     "GAME_OVER",
+    "MAKERS",
     "PURE",
     "RAISED",
     "RAW_REWARD",
@@ -26,10 +28,12 @@ __all__ = [
     "PureVectorEnv",
     "accept_keys",
     "atari",
+    "choose_actions",
     "host",
     "make",
     "pure",
     "route_mujoco_warnings",
+    "sticky_actions",
     "time_limit",
     "to_gymnasium",
     "to_vector",

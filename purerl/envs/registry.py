@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from purerl.base import Env, EnvSpec
-from purerl.envs import acrobot, cartpole, mountain_car, pendulum
+from purerl.envs import acrobot, cartpole, catch, deep_sea, minatar, mountain_car, pendulum
 from purerl.envs.atari import describe
 from purerl.envs.generators import undisturbed
 from purerl.envs.wrappers import accept_keys, time_limit
@@ -20,6 +20,7 @@ from purerl.extras import how_to_install
 
 RAISED = (Exception, SystemExit)  # what a user's environment may raise, and is told of as its error
 PURE = {env.spec.id: env for env in (acrobot.ENV, cartpole.ENV, mountain_car.ENV, mountain_car.CONTINUOUS_ENV, pendulum.ENV)}
+MAKERS: dict[str, Callable[..., Env]] = {**minatar.MAKERS, **catch.MAKERS, **deep_sea.MAKERS}  # pure ones that take arguments
 
 
 class HostEnv(NamedTuple):
@@ -49,11 +50,11 @@ def pure(env: Env) -> Env:
 def make(id: str, **kwargs: Any) -> Env | HostEnv:
     """The environment of a name.
 
-    `CartPole-v1` is the pure port where there is one, `gym:CartPole-v1` Gymnasium's own; `ALE/Pong-v5` goes to ALE's vector
+    `CartPole-v1` and `MinAtar/Breakout-v1` are pure ports, `gym:CartPole-v1` is Gymnasium's own; `ALE/Pong-v5` goes to ALE's vector
     environment with the standard preprocessing; any other goes to Gymnasium (`my_package.my_module:MyEnv-v0` imports the module).
 
     Args:
-        kwargs: as `host`.
+        kwargs: as `host`; and for the makers of pure environments, such as `sticky_action_prob=0.0` for MinAtar's games.
 
     Raises:
         ValueError: no such environment (the nearest names are listed), or it cannot be made.
@@ -62,6 +63,8 @@ def make(id: str, **kwargs: Any) -> Env | HostEnv:
     named = _with_version(id)
     if named in PURE and not kwargs:
         return pure(PURE[named])
+    if named in MAKERS:
+        return pure(_made(named, kwargs))
     return host(id, **kwargs)
 
 
@@ -207,6 +210,13 @@ def _vector_spec(vec: gym.vector.VectorEnv) -> EnvSpec:
     return EnvSpec(name, vec.single_observation_space, vec.single_action_space)
 
 
+def _made(id: str, kwargs: dict[str, Any]) -> Env:
+    try:
+        return MAKERS[id](**kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"environment: {id!r} cannot be made with the options {kwargs}: {error}") from error
+
+
 def _known(id: str, kwargs: dict[str, Any]) -> gym.Env:
     try:
         with undisturbed():
@@ -230,8 +240,11 @@ def _known(id: str, kwargs: dict[str, Any]) -> gym.Env:
 
 
 def _with_version(id: str) -> str:
-    """`CartPole` is Gymnasium's newest, `CartPole-v1`."""
+    """`CartPole` is Gymnasium's newest, `CartPole-v1`, and `MinAtar/Breakout` the newest here."""
     newest = None
+    here = [name for name in MAKERS if name.rpartition("-v")[0] == id]
+    if here:
+        return max(here)
     if re.fullmatch(r"(\w+/)?\w+", id):
         namespace, _, name = id.rpartition("/")
         newest = gym.envs.registration.find_highest_version(namespace or None, name)
@@ -262,7 +275,7 @@ def _nearest(id: str) -> str:
         import ale_py
 
         gym.register_envs(ale_py)
-    known = {name for name in {*PURE, *gym.registry} if name.startswith("ALE/") or not _is_raw_atari(name)}
+    known = {name for name in {*PURE, *MAKERS, *gym.registry} if name.startswith("ALE/") or not _is_raw_atari(name)}
     module, _, name = id.rpartition(":")
     names = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
     if module:  # its own come first

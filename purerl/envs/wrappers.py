@@ -1,7 +1,9 @@
 """Pure environments from pure environments."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -35,3 +37,43 @@ def time_limit(env: Env, max_steps: int) -> Env:
         return TensorDict(inner=inner, steps=steps), obs, reward, terminated, truncated | (steps >= max_steps), info
 
     return env._replace(spec=env.spec._replace(max_episode_steps=max_steps), reset=reset, step=step)
+
+
+def sticky_actions(env: Env, probability: float) -> Env:
+    """Repeat the last action of an episode, at first action 0, with a probability (Machado et al. 2018).
+
+    Args:
+        env: of discrete actions.
+
+    Raises:
+        ValueError: the probability is not in [0, 1].
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"sticky_action_prob = {probability} is not in [0, 1]")
+
+    def draw(key: Tensor) -> tuple[Any, Tensor]:
+        key, stick = random.split(key)
+        return env.draw(key), random.uniform(stick)
+
+    def reset(noise: Any) -> tuple[TensorDict, Any]:
+        state, obs = env.reset(noise[0])
+        return TensorDict(inner=state, action=torch.zeros((), dtype=torch.int64, device=noise[1].device)), obs
+
+    def step(state: TensorDict, action: Tensor, noise: Any) -> tuple:
+        action = torch.where(noise[1] < probability, state["action"], action)
+        inner, *rest = env.step(state["inner"], action, noise[0])
+        return TensorDict(inner=inner, action=action), *rest
+
+    return env._replace(reset=reset, step=step, draw=draw)
+
+
+def choose_actions(env: Env, actions: Sequence[int]) -> Env:
+    """Offer some of an environment's discrete actions, in this order."""
+
+    def step(state: Any, action: Tensor, noise: Any) -> tuple:
+        chosen = torch.zeros_like(action)
+        for i, own in enumerate(actions):
+            chosen = torch.where(action == i, own, chosen)
+        return env.step(state, chosen, noise)
+
+    return env._replace(spec=env.spec._replace(action_space=gym.spaces.Discrete(len(actions))), step=step)

@@ -35,7 +35,7 @@ def init(module: nn.Module, key: Tensor, scheme: Scheme = orthogonal) -> TensorD
     """Draw a module's parameters; the module itself, which may be on the meta device, is only read.
 
     Tensors of two and more axes follow `scheme` with the owning layer's `gain` attribute (sqrt(2) if it has none); of the rest, a
-    normalisation layer's `weight` is one and everything else zero.
+    normalisation layer's `weight` is one and everything else zero. A layer with a number `constant` is filled with it.
 
     Returns:
         A TensorDict of the module's `named_parameters`, under their dotted names.
@@ -56,7 +56,9 @@ def init(module: nn.Module, key: Tensor, scheme: Scheme = orthogonal) -> TensorD
     params = {}
     for i, (name, parameter) in enumerate(named):
         owner, _, leaf = name.rpartition(".")
-        if parameter.ndim >= 2:
+        if hasattr(owners[owner], "constant"):
+            params[name] = torch.full(parameter.shape, owners[owner].constant, device=key.device)
+        elif parameter.ndim >= 2:
             params[name] = scheme(keys[i], parameter.shape, getattr(owners[owner], "gain", math.sqrt(2.0)))
         else:
             params[name] = torch.full(parameter.shape, float(leaf == "weight"), device=key.device)

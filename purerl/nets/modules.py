@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
@@ -89,46 +89,102 @@ def _one_hot(x: Tensor, n: int) -> Tensor:
     return (x.unsqueeze(-1) == torch.arange(n, device=x.device)).float()
 
 
-def mlp(n_in: int, hidden: Sequence[int], activation: str = "tanh") -> nn.Sequential:
-    """Linear layers, each followed by its activation: `[N, n_in] -> [N, hidden[-1]]`."""
+class Norm(NamedTuple):
+    """What stands between a layer and its activation.
+
+    Attributes:
+        vector: `vector(width) -> layers` for `[..., width]`.
+        image: `image(channels) -> layers` for `[N, channels, H, W]`.
+    """
+
+    vector: Callable[[int], list[nn.Module]]
+    image: Callable[[int], list[nn.Module]]
+
+
+UNNORMALIZED = Norm(lambda width: [], lambda channels: [])
+LAYER_NORM = Norm(lambda width: [nn.LayerNorm(width)], lambda channels: [nn.GroupNorm(1, channels)])  # Ba et al. 2016
+NORMS = {"none": UNNORMALIZED, "layer": LAYER_NORM}
+
+
+def mlp(n_in: int, hidden: Sequence[int], activation: str = "tanh", norm: Norm = UNNORMALIZED) -> nn.Sequential:
+    """Linear layers, each followed by its normalisation and its activation: `[N, n_in] -> [N, hidden[-1]]`."""
     widths = [n_in, *hidden]
     layers: list[nn.Module] = []
     for a, b in itertools.pairwise(widths):
-        layers += [linear(a, b), ACTIVATIONS[activation]()]
+        layers += [linear(a, b), *norm.vector(b), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
 
 
-class NatureCNN(nn.Module):
-    """The convolutional torso of Mnih et al. 2015: `[N, C, H, W]` uint8 (scaled to [0, 1]) -> `[N, 512]` float32.
+class Convolutions(nn.Module):
+    """The three convolutions of Mnih et al. 2015: `[N, C, H, W]` uint8 (scaled to [0, 1]) -> `[N, width]` float32.
 
     Args:
         shape: `(C, H, W)`.
-        width: of the output.
         dtype: in which it computes; parameters and output are float32 all the same.
+        norm: what normalises each layer.
 
     Raises:
         ValueError: the image is smaller than 36 x 36, which the three convolutions need.
     """
 
-    def __init__(self, shape: tuple[int, int, int], width: int = 512, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, norm: Norm = UNNORMALIZED) -> None:
         super().__init__()
         channels, height, wide = shape
         if min(height, wide) < 36:
-            raise ValueError(f"observation: an image of {height} x {wide} is too small for NatureCNN, which needs 36 x 36")
+            raise ValueError(f"observation: an image of {height} x {wide} is too small for the Nature CNN, which needs 36 x 36")
         out = [((((n - 8) // 4 + 1) - 4) // 2 + 1) - 2 for n in (height, wide)]
         self.conv1, self.conv2, self.conv3 = nn.Conv2d(channels, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)
-        self.linear = linear(64 * out[0] * out[1], width)
-        self.width, self.dtype = width, dtype
+        self.norms = nn.ModuleList([nn.Sequential(*norm.image(n)) for n in (32, 64, 64)])
+        self.width, self.dtype = 64 * out[0] * out[1], dtype
 
     def forward(self, obs: Tensor) -> Tensor:
-        def cast(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
-            assert layer.bias is not None
-            return layer.weight.to(self.dtype), layer.bias.to(self.dtype)
-
         x = obs.to(self.dtype) / 255.0
-        for layer in (self.conv1, self.conv2, self.conv3):
-            x = torch.relu(conv2d(x, *cast(layer), layer.stride))
-        return torch.relu(nn.functional.linear(x.flatten(1), *cast(self.linear))).float()
+        for layer, norm in zip((self.conv1, self.conv2, self.conv3), self.norms, strict=True):
+            assert layer.bias is not None
+            x = torch.relu(norm(conv2d(x, layer.weight.to(self.dtype), layer.bias.to(self.dtype), layer.stride)))
+        return x.flatten(1)
+
+
+class Patches(nn.Module):
+    """The convolution of Young and Tian 2019: `[N, C, H, W]` float32 -> 16 filters of 3 x 3 -> `[N, width]` float32.
+
+    The convolution is a product of matrices: mapped over lanes that have weights of their own, that is much faster.
+
+    Args:
+        shape: `(C, H, W)`.
+        dtype: in which it computes; parameters and output are float32 all the same.
+        norm: what normalises the filters' outputs, at each place by itself.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, norm: Norm = UNNORMALIZED) -> None:
+        super().__init__()
+        channels, height, wide = shape
+        self.conv = nn.Conv2d(channels, 16, 3)
+        self.norm = nn.Sequential(*norm.vector(16))
+        self.width, self.dtype = 16 * (height - 2) * (wide - 2), dtype
+
+    def forward(self, obs: Tensor) -> Tensor:
+        patches = obs.to(self.dtype).unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)
+        assert self.conv.bias is not None
+        features = nn.functional.linear(patches, self.conv.weight.flatten(1).to(self.dtype), self.conv.bias.to(self.dtype))
+        return torch.relu(self.norm(features)).flatten(1)
+
+
+class CNN(nn.Module):
+    """Convolutions and a dense layer: `[N, ...] -> [N, width]` float32.
+
+    Args:
+        convolutions: from images to vectors `[N, n_in]`.
+        dtype: in which the dense layer computes.
+    """
+
+    def __init__(self, convolutions: nn.Module, n_in: int, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.convolutions, self.linear, self.dtype = convolutions, linear(n_in, width), dtype
+
+    def forward(self, obs: Tensor) -> Tensor:
+        weight, bias = self.linear.weight.to(self.dtype), self.linear.bias.to(self.dtype)
+        return torch.relu(nn.functional.linear(self.convolutions(obs), weight, bias)).float()
 
 
 class ChannelsFirst(nn.Module):
@@ -138,18 +194,31 @@ class ChannelsFirst(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-def torso(space: gym.Space, hidden: Sequence[int], activation: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, int]:
-    """The torso for an observation space and its width: NatureCNN for uint8 images, else an MLP on the flat vector.
+def trunk(space: gym.Space, dtype: torch.dtype = torch.float32, norm: Norm = UNNORMALIZED) -> tuple[nn.Module, int]:
+    """What turns observations of a space into vectors, and their width: convolutions for images and boards, else `Flatten`.
 
-    Images are `[C, H, W]`, or `[H, W, C]` where the last axis is the shortest.
+    Boards are `[C, H, W]`; images are `[C, H, W]`, or `[H, W, C]` where the last axis is the shortest.
     """
     if is_image(space):
         a, b, c = space.shape  # type: ignore[misc]
         last = c < min(a, b)
-        cnn = NatureCNN((c, a, b) if last else (a, b, c), dtype=dtype)
-        return (nn.Sequential(ChannelsFirst(), cnn) if last else cnn), cnn.width
+        convolutions = Convolutions((c, a, b) if last else (a, b, c), dtype, norm)
+        return (nn.Sequential(ChannelsFirst(), convolutions) if last else convolutions), convolutions.width
+    if is_board(space):
+        patches = Patches(space.shape, dtype, norm)  # type: ignore[arg-type]
+        return patches, patches.width
     flatten = Flatten(space)
-    return nn.Sequential(flatten, mlp(flatten.width, hidden, activation)), (hidden[-1] if hidden else flatten.width)
+    return flatten, flatten.width
+
+
+def torso(space: gym.Space, hidden: Sequence[int], activation: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, int]:
+    """The torso for an observation space and its width: the networks of Mnih et al. 2015 for images and of Young and Tian 2019 for
+    boards, else an MLP on the flat vector."""
+    base, width = trunk(space, dtype)
+    if isinstance(base, Flatten):
+        return nn.Sequential(base, mlp(width, hidden, activation)), (hidden[-1] if hidden else width)
+    dense = 128 if isinstance(base, Patches) else 512
+    return CNN(base, width, dense, dtype), dense
 
 
 class GaussianHead(nn.Module):
@@ -252,3 +321,11 @@ def is_vector(space: gym.Space) -> bool:
 def is_image(space: gym.Space) -> bool:
     """Whether a space is a Box of bytes with three axes."""
     return isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def is_board(space: gym.Space) -> bool:
+    """Whether a space is a Box of floats in [0, 1] with channels, and 3 to 35 rows and columns: too small for the Nature CNN."""
+    if not is_vector(space) or len(space.shape or ()) != 3:
+        return False
+    low, high, (_, *sides) = space.low, space.high, space.shape  # type: ignore[attr-defined,misc]
+    return bool((low == 0).all() and (high == 1).all()) and all(3 <= side < 36 for side in sides)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from purerl import checkpoint
-from purerl.training.programs import Lanes, Runner, initial_state, load_state, make_runner
+from purerl.training.programs import Lanes, Runner, initial_state, load_state, make_runner, with_empty_memory, without_memory
 from purerl.training.reports import Evaluator, Failure, Figures, Hook, Moment, Progress, every
 from purerl.training.run import Run, build, check_device, lanes, load_run, rows_written
 
@@ -146,7 +146,6 @@ def each_time(seconds: float, act: Callable[[Moment], None], grid: int = 1, begu
 def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
     """The state of the newest checkpoint, None if there is none, and its meta."""
     folder = out / "checkpoints"
-    checkpoint.clean(folder)
     saved = any(folder.glob("step_*"))
     if resume and not saved and rows_written(out, run):
         raise checkpoint.CheckpointError(
@@ -157,7 +156,13 @@ def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
         raise checkpoint.CheckpointError(f"{out}: another run has been prepared here meanwhile")
     if saved and not resume:
         raise checkpoint.CheckpointError(f"{folder}: holds the checkpoints of a run; resume it, or train into another folder")
-    return load_state(out, run, *build(run)) if saved else (None, {})
+    if not saved:
+        checkpoint.clean(folder, 0)
+        return None, {}
+    algo, env = build(run)
+    found, meta = load_state(out, run, algo, env)
+    checkpoint.clean(folder, int(meta["update"]) * algo.n_envs * algo.n_steps)
+    return found if run.checkpoint_replay else with_empty_memory(algo, found), meta
 
 
 def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None], checkpoint_every: float) -> list[Failure]:
@@ -176,7 +181,8 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
 
     def save() -> None:
         now = {"update": runner.update, "seconds": time.monotonic() - start, "evaluated": evaluator.evaluated}
-        checkpoint.save_step(out / "checkpoints", runner.update * batch, runner.tiles, {**now, "lost": lost + runner.lost})
+        update, tiles = runner.update, runner.tiles if run.checkpoint_replay else list(map(without_memory, runner.tiles))
+        checkpoint.save_step(out / "checkpoints", update * batch, tiles, {**now, "lost": lost + runner.lost})
 
     def tell(moment: Moment) -> None:
         left = (n_updates - moment.update) / pace.rate() if moment.rate else float("nan")

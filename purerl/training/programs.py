@@ -200,26 +200,18 @@ def _leaves(state: Any) -> tuple[list[Tensor], list[bool]]:
 def pure_program(algo: Algorithm, env: Env) -> Program:
     """Rollout and update fused."""
     init, step = fuse(algo, env)
-    compiled = compile(vmap(guard(step, shapes(init, random.key(0)))))
+    guarded = vmap(guard(step, shapes(init, random.key(0))))
 
     def one(state: tuple[dict, Tensor, Tensor]) -> tuple[tuple[dict, Tensor, Tensor], TensorDict]:
-        packed, going, updates, info = compiled(*state)
+        packed, going, updates, info = guarded(*state)
         return (packed, going, updates), info
 
     many = iterate(one)
 
     def advance(tile: Lanes, n: int) -> Iterator[Step]:
         packed, unpack = tree.pack(tile.learner, axes=1)
-        state, made = (packed, tile.going, tile.updates), 0
-        at_once = n if tile.going.device.type == "cuda" else 1
-        try:
-            while made < n:
-                state, info = many(state, at_once)
-                made += at_once
-        finally:  # what was made before an error is good
-            if made:
-                packed, going, updates = state
-                yield Step(made, Lanes(learner=unpack(packed), going=going, updates=updates), info)
+        (packed, going, updates), info = many((packed, tile.going, tile.updates), n)
+        yield Step(n, Lanes(learner=unpack(packed), going=going, updates=updates), info)
 
     return Program(advance)
 
@@ -289,10 +281,29 @@ def load_state(
     Args:
         part: picks what is needed of it; the rest may be left without data.
 
+    Returns:
+        The lanes, `without_memory` if the run does not save it, and the meta.
+
     Raises:
         CheckpointError: there is none.
     """
     n = len(lanes(run))
     keys, hyper = torch.zeros(n, 2, dtype=torch.int32), {name: torch.zeros(n) for name in run.sweep}
     template = shapes(lambda keys, hyper: _before_all(run, algo, env, keys, hyper), keys, hyper)
+    if not run.checkpoint_replay:
+        template = without_memory(template)
     return checkpoint.load_newest(out / "checkpoints", template, run.device, part)
+
+
+def without_memory(lanes: Lanes) -> Lanes:
+    """The lanes with nothing in the algorithm's donated memory."""
+    return _with_algo(lanes, tree.without_memory(lanes.learner.algo))
+
+
+def with_empty_memory(algo: Algorithm, lanes: Lanes) -> Lanes:
+    """Lanes `without_memory` as their algorithm goes on with them, all of whose memory is gone."""
+    return _with_algo(lanes, vmap(algo.forget)(lanes.learner.algo)) if algo.forget else lanes
+
+
+def _with_algo(lanes: Lanes, state: Any) -> Lanes:
+    return tree.replace(lanes, learner=tree.replace(lanes.learner, algo=state))

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from purerl import algos, checkpoint, envs, logs, samplers
+from purerl import algos, checkpoint, envs, logs, random, samplers, tree
 from purerl import config as cfg
 from purerl.base import Algorithm, Env, EnvSpec
 from purerl.episodes import check_infos
+from purerl.transforms import shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Run:
         threads: CPU threads of the updates; 0 for as many as there are cores.
         env_options: for the environment's constructor.
         collecting, evaluating: as their flags.
+        checkpoint_replay: checkpoints hold the algorithm's donated memory, such as a replay; else it is empty after a resumption.
     """
 
     algo: str
@@ -82,6 +84,7 @@ class Run:
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     collecting: Collecting = Collecting()
     evaluating: Evaluating = Evaluating()
+    checkpoint_replay: bool = True
 
 
 def plan(
@@ -95,6 +98,7 @@ def plan(
     env_options: dict[str, Any] | None = None,
     collecting: Collecting | None = None,
     evaluating: Evaluating | None = None,
+    checkpoint_replay: bool = True,
 ) -> Run:
     """Check a run before any work is done.
 
@@ -126,9 +130,12 @@ def plan(
         check_sweep(algo, made.spec, default, name, values)
     length = {"total_steps": steps} if "total_steps" in start else {}
     config = {name: as_json(name, x) for name, x in {**start, **length, **overrides}.items() if name not in sweep}
-    run = Run(algo, env, seeds, steps, config, sweep, device, threads, env_options, evaluating=evaluating or Evaluating())
+    evaluating = evaluating or Evaluating()
+    run = Run(algo, env, seeds, steps, config, sweep, device, threads, env_options, Collecting(), evaluating, checkpoint_replay)
     for variant in variants(run):  # all are of one batch
         found = algos.make(algo, made.spec, make_config(run, variant))
+    if not (checkpoint_replay or found.forget) and any(tree.donated(tree.structure(shapes(found.init, random.key(0))))):
+        raise ValueError(f"checkpoint_replay = no: {algo} cannot go on with an empty memory, its record has no `forget`")
     n = found.n_envs * found.n_steps
     if steps < n:
         raise ValueError(f"steps = {steps} is less than one batch of n_envs * n_steps = {found.n_envs} * {found.n_steps} = {n}")

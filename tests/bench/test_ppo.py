@@ -1,17 +1,17 @@
 """PPO whole: against Stable-Baselines3, against its matrix products and its simulators, and two trainings side by side."""
 
-import queue
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from bench.contest import Contest, Side, Stretch, by_turns, repeated
+from bench.trainings import training
 
 from purerl import PPOConfig, compile, envs, fuse, make_ppo, random, samplers, tree, vmap
 from purerl import training as runs
@@ -21,48 +21,6 @@ from purerl.samplers.arrangements import cores
 BATCH, MINIBATCHES = 4 * 128, 4 * 4
 UPDATES = {1: 125, 16: 25, 64: 6}  # by seeds, of a turn of half a second
 PONG = "train ppo --env ALE/Pong-v5 --precision bfloat16 --steps 5120 --threads {} --out {}"
-
-
-class Closed(Exception):
-    """A training that is no longer needed."""
-
-
-@contextmanager
-def training(seeds: int, updates: int, turns: int) -> Iterator[Side]:
-    """`train` with all that it writes, which stands still between two turns of so many updates."""
-    run = runs.plan("ppo", "CartPole-v1", seeds, turns * updates * BATCH, {}, threads=cores())
-    goals: queue.Queue[float] = queue.Queue()
-    reached: queue.Queue[int] = queue.Queue()  # 0: it has ended
-    goal = 0.0
-
-    def report(progress: runs.Progress) -> None:
-        nonlocal goal
-        if progress.steps >= goal:
-            reached.put(progress.steps)
-            goal = goals.get()
-            if goal == float("inf"):
-                raise Closed
-
-    def work() -> None:
-        with tempfile.TemporaryDirectory() as folder, suppress(Closed):
-            runs.prepare(Path(folder), run)
-            runs.train(run, Path(folder), report=report)
-
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
-        future.add_done_callback(lambda _: reached.put(0))
-        at = reached.get() or future.result()
-
-        def side() -> int:
-            nonlocal at
-            goals.put(goal + updates * BATCH)
-            before, at = at, reached.get() or future.result()
-            return (at - before) * seeds
-
-        try:
-            yield side
-        finally:
-            goals.put(float("inf"))
 
 
 def sb3() -> Side:
@@ -114,7 +72,7 @@ def products(seeds: int, pool: ThreadPoolExecutor) -> Callable[[], object]:
 
 @contextmanager
 def cartpole(seeds: int, rounds: int) -> Iterator[Mapping[str, Side]]:
-    with training(seeds, UPDATES[seeds], max(rounds, 15) + 2) as side, ThreadPoolExecutor(cores()) as pool:
+    with training("ppo", {}, seeds, UPDATES[seeds] * BATCH, max(rounds, 15) + 2) as side, ThreadPoolExecutor(cores()) as pool:
         floors = {
             "matrix products": repeated(products(seeds, pool), 5, seeds * BATCH),
             "empty call": repeated(empty_call(seeds), 50, seeds * BATCH),

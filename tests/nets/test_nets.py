@@ -69,8 +69,10 @@ def test_actor_critic_over_any_space(space, obs, shared):
 
 
 def test_small_images_are_refused():
-    with pytest.raises(ValueError, match=r"^observation: an image of 20 x 84 is too small for NatureCNN, which needs 36 x 36$"):
-        nets.NatureCNN((4, 20, 84))
+    with pytest.raises(
+        ValueError, match=r"^observation: an image of 20 x 84 is too small for the Nature CNN, which needs 36 x 36$"
+    ):
+        nets.Convolutions((4, 20, 84))
 
 
 @pytest.mark.torch_modules
@@ -78,7 +80,7 @@ def test_images_with_their_channels_last():
     first, last = gym.spaces.Box(0, 255, (3, 96, 64), "uint8"), gym.spaces.Box(0, 255, (96, 64, 3), "uint8")
     torsos = [nets.torso(space, (), "tanh")[0] for space in (first, last)]
     params = nets.init(torsos[0], random.key(0))
-    renamed = TensorDict({f"1.{name}": x for name, x in params.items()})
+    renamed = TensorDict({name.replace("convolutions", "convolutions.1"): x for name, x in params.items()})
     obs = (random.uniform(random.key(1), (2, 3, 96, 64)) * 255).to(torch.uint8)
     torch.testing.assert_close(
         nets.apply(torsos[0], params, obs),
@@ -86,6 +88,36 @@ def test_images_with_their_channels_last():
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+@pytest.mark.torch_modules
+def test_the_torso_for_boards_is_a_convolution():
+    space = gym.spaces.Box(0.0, 1.0, (4, 10, 7))
+    torso, width = nets.torso(space, (), "tanh")
+    assert isinstance(torso.convolutions, nets.Patches)
+    assert width == 128
+    params = nets.init(torso, random.key(0))
+    obs = random.uniform(random.key(1), (3, 4, 10, 7))
+    conv = (
+        torch.relu(nn.functional.conv2d(obs, params["convolutions.conv.weight"], params["convolutions.conv.bias"]))
+        .permute(0, 2, 3, 1)
+        .flatten(1)
+    )
+    expected = torch.relu(nn.functional.linear(conv, params["linear.weight"], params["linear.bias"]))
+    torch.testing.assert_close(nets.apply(torso, params, obs), expected)
+
+
+def test_what_is_a_board():
+    assert nets.is_board(gym.spaces.Box(0.0, 1.0, (10, 10, 10)))
+    for other in (
+        gym.spaces.Box(-1.0, 1.0, (4, 10, 10)),
+        gym.spaces.Box(0.0, 1.0, (4, 84, 84)),
+        gym.spaces.Box(0.0, 1.0, (4, 10, 2)),
+        gym.spaces.Box(0.0, 1.0, (10, 10)),
+        gym.spaces.Box(0, 1, (4, 10, 10), "uint8"),
+        gym.spaces.Discrete(3),
+    ):
+        assert not nets.is_board(other)
 
 
 class Odd(nn.Module):

@@ -63,14 +63,7 @@ def test_an_interrupted_run_is_resumed_with_the_same_bits(env, tmp_path):
     assert whole.learner.algo.memory.memory["reward"].abs().sum() > 0
     if env == "CartPole-v1":  # an environment of the outside world begins anew
         training.prepare(tmp_path / "cut", run)
-
-        def stop(progress):
-            if progress.steps >= 160:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt) as raised:
-            training.train(run, tmp_path / "cut", report=stop)
-        assert raised.value.__notes__ == ["the run up to there is saved"]
+        interrupt(run, tmp_path / "cut", 160)
         training.train(run, tmp_path / "cut", resume=True)
         assert_trees_equal(final(tmp_path / "cut", run), whole)
     again = training.plan("replaying:make", env, 1, 640, {"lr": 1e-2})
@@ -78,6 +71,67 @@ def test_an_interrupted_run_is_resumed_with_the_same_bits(env, tmp_path):
     training.train(again, tmp_path / "lone")  # the lane of seed 0 and lr = 0.01
     lone, lane = final(tmp_path / "lone", again).learner.algo, tree.index(whole.learner.algo, slice(2, 3))
     assert_trees_equal(lone, lane, rtol=1e-5, atol=1e-6)
+
+
+def interrupt(run, out, steps):
+    def stop(progress):
+        if progress.steps >= steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        training.train(run, out, report=stop)
+    assert raised.value.__notes__ == ["the run up to there is saved"]
+
+
+DQN = {"n_envs": 2, "n_steps": 4, "capacity": 64, "batch_size": 8, "replay_ratio": 2.0, "learning_starts": 16, "hidden": (8,)}
+
+
+def dqn(out, **kwargs):
+    run = training.plan("dqn", "CartPole-v1", 1, 160, DQN, **kwargs)
+    training.prepare(out, run)
+    return run
+
+
+def test_a_replay_is_resumed_from_chunks_or_begins_empty(tmp_path, monkeypatch):
+    """Without it nothing is learnt before as many new steps were seen as at the start: of 20 batches with two updates each, the
+    first of the run has none, and the first after its resumption."""
+    monkeypatch.setattr(checkpoint, "CHUNK", 256)
+    monkeypatch.setattr(training.loop, "REPORT_EVERY", 1e-9)
+    run = dqn(tmp_path / "whole")
+    training.train(run, tmp_path / "whole")
+    dqn(tmp_path / "cut")
+    interrupt(run, tmp_path / "cut", 80)
+    training.train(run, tmp_path / "cut", resume=True)
+    whole = final(tmp_path / "whole", run)
+    assert list((tmp_path / "cut" / "checkpoints" / "chunks").iterdir())
+    assert_trees_equal(final(tmp_path / "cut", run), whole)
+    assert whole.learner.algo.updates.item() == 2 * 19
+
+    run = dqn(tmp_path / "bare", checkpoint_replay=False)
+    assert not training.load_run(tmp_path / "bare").checkpoint_replay
+    interrupt(run, tmp_path / "bare", 80)
+    assert not any("content" in checkpoint._read_head(x).tensors for x in tmp_path.glob("bare/checkpoints/step_*"))
+    saved = final(tmp_path / "bare", run).learner.algo
+    again = training.loop._start(run, tmp_path / "bare", resume=True)[0].learner.algo
+    assert_trees_equal(again.params, saved.params)
+    assert again.steps.item() == saved.steps.item() >= 80
+    assert (again.replay.index.end - again.replay.index.start).item() == again.replay.steps.n_added.item() == 0
+    assert tree.structure(again) == tree.structure(whole.learner.algo)
+    training.train(run, tmp_path / "bare", resume=True)
+    ended = final(tmp_path / "bare", run).learner.algo
+    assert ended.steps.item() == 160
+    assert ended.updates.item() == 2 * 18
+    found = CliRunner().invoke(main, ["eval", str(tmp_path / "bare"), "--episodes", "1"])
+    assert found.exit_code == 0, found.output
+
+
+def test_an_algorithm_that_cannot_forget_is_refused_before_any_work(tmp_path):
+    flags = ["--env", "CartPole-v1", "--steps", "640", "--out", str(tmp_path / "run"), "--checkpoint-replay", "no"]
+    found = CliRunner().invoke(main, ["train", "replaying:make", *flags])
+    assert found.exit_code == 1
+    assert "checkpoint_replay = no: replaying:make cannot go on with an empty memory, its record has no `forget`" in found.output
+    assert not (tmp_path / "run").exists()
+    training.plan("a2c", "CartPole-v1", 1, 640, {}, checkpoint_replay=False)  # which has none
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system tells no peak")
@@ -119,19 +173,21 @@ def test_the_guard_keeps_the_good_state_without_a_copy_of_the_memory():
 def test_an_update_that_fails_among_several(tmp_path, monkeypatch, torn):
     """What the updates before it have left is saved, unless the memory is written in part."""
     torch.set_num_threads(1)
-    made = []
+    calls = []
 
-    def compile(f):
-        def call(*state):
-            made.append(1)
-            if len(made) == 4:
-                donation.hand_on(memory(state) if torn else [])  # as what is compiled does before it writes
+    def iterate(step):
+        def run(state, n):
+            calls.append(n)
+            if len(calls) == 2:
+                donation.hand_on(memory(state) if torn else [])  # as a program that fails does
                 raise MemoryError
-            return f(*state)
+            for _ in range(n):
+                state, info = step(state)
+            return state, info
 
-        return call
+        return run
 
-    monkeypatch.setattr(training.programs, "compile", compile)
+    monkeypatch.setattr(training.programs, "iterate", iterate)
     monkeypatch.setattr(training.loop.Pace, "fits", lambda self, update, seconds: 3)
     monkeypatch.setattr(training.loop, "every", lambda n, act: training.reports.every(100, act))
     run = plan(tmp_path / "whole", "CartPole-v1")

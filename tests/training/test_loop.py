@@ -124,9 +124,8 @@ def test_evaluate_plays_whole_episodes():
 
 
 @pytest.fixture
-def small_run(monkeypatch):
-    """Prepares a small run, which is not compiled: that is not what its test is about."""
-    monkeypatch.setattr(training.programs, "compile", lambda f, threads=1: f)
+def small_run(uncompiled):
+    """Prepares a small run, which is not compiled."""
 
     def prepare(out, env="CartPole-v1", steps=640, overrides=None, **kwargs):
         run = training.plan("a2c", env, 1, steps, {**SMALL, **(overrides or {})}, **kwargs)

@@ -1,0 +1,60 @@
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_trees_equal, peak_growth
+from replay.test_replays import ALPHA, BETA, ENV, GAMMA, batches
+
+from purerl import Donated, checkpoint, compile, random, replay, storage, tree
+from purerl.transforms import shapes
+
+
+def addresses(state):
+    marks = tree.donated(tree.structure(state))
+    return [x.data_ptr() for x, is_donated in zip(tree.leaves(state), marks, strict=True) if is_donated]
+
+
+def test_programs_write_into_the_files_and_compute_the_same(tmp_path):
+    memory = replay.make_prioritized(ENV.spec, 60_000, 4)  # some of its memory is large, some is not
+    here, there = memory.init(None), storage.mapped(lambda: memory.init(None), tmp_path / "replay")
+    assert_trees_equal(tree.leaves(here), tree.leaves(there))
+    before, add = addresses(there), compile(memory.add)
+    for batch in batches(3):
+        here, there = add(here, batch, ALPHA), add(there, batch, ALPHA)
+    assert addresses(there) == before
+    assert_trees_equal(tree.leaves(here), tree.leaves(there))
+    draws = [memory.sample(state, random.key(0), 32, GAMMA, BETA) for state in (here, there)]
+    assert_trees_equal(*map(tree.leaves, draws))
+    assert list((tmp_path / "replay").iterdir()) == []  # the files have no names, and are gone with the state
+    assert f"{tmp_path}/replay/" in Path("/proc/self/maps").read_text()
+    checkpoint.save(tmp_path / "saved.safetensors", [there], {})
+    found, _ = checkpoint.load(tmp_path / "saved.safetensors", shapes(memory.init, None))
+    again = storage.mapped(lambda: found, tmp_path / "replay")
+    assert_trees_equal(tree.leaves(again), tree.leaves(there))
+    assert not set(addresses(again)) & set(addresses(found))
+
+
+def test_zeros_are_not_made_in_memory(tmp_path):
+    memory = replay.make_uniform(ENV.spec, 4_000_000, 4)
+    size = sum(x.nbytes for x in tree.leaves(shapes(memory.init, None)))
+    grown, state = peak_growth(lambda: storage.mapped(lambda: memory.init(None), tmp_path))
+    assert grown < size / 10
+    assert sum(x.nbytes for x in tree.leaves(state)) == size > 1e8
+
+
+def test_a_disk_without_room_is_told_with_figures(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")(500_000_000)
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda folder: usage)
+    memory = replay.make_uniform(ENV.spec, 20_000_000, 4)
+    with pytest.raises(OSError, match=r"the memory takes 0\.74 GB, but the disk of .* has 0\.50 GB of room"):
+        storage.mapped(lambda: memory.init(None), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_memory_and_one_on_another_device(tmp_path):
+    empty = storage.mapped(lambda: Donated(memory={"x": torch.zeros(0, 3)}), tmp_path)
+    assert empty.memory["x"].shape == (0, 3)
+    if torch.cuda.is_available():
+        with pytest.raises(ValueError, match="the memory lies on cuda:0"):
+            storage.mapped(lambda: Donated(memory={"x": torch.zeros(3, device="cuda")}), tmp_path)

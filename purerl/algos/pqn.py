@@ -39,7 +39,7 @@ class PQNConfig:
     hidden: tuple[int, ...] = fields.hidden((120, 84))
     activation: str = fields.activation("relu")
     norm: str = fields.norm("layer")
-    init: str = fields.init("kaiming")
+    init: str = fields.init("torch")
 
     def __post_init__(self) -> None:
         cfg.check(self)

@@ -45,7 +45,7 @@ class RainbowConfig:
     hidden: tuple[int, ...] = fields.hidden((120, 84))
     activation: str = fields.activation("relu")
     frames: int = fields.frames(0)
-    init: str = fields.init("kaiming")
+    init: str = fields.init("torch")
 
     def __post_init__(self) -> None:
         cfg.check(self)

@@ -28,7 +28,13 @@ def kaiming_uniform(key: Tensor, shape: torch.Size, gain: float) -> Tensor:
     return random.uniform(key, tuple(shape), -bound, bound)
 
 
-SCHEMES: dict[str, Scheme] = {"orthogonal": orthogonal, "kaiming": kaiming_uniform}
+def fan_in_uniform(key: Tensor, shape: torch.Size, gain: float) -> Tensor:
+    """Uniform in `+-1 / sqrt(fan_in)` whatever the gain: PyTorch's own for linear and convolutional layers."""
+    bound = 1.0 / math.sqrt(math.prod(shape[1:]))
+    return random.uniform(key, tuple(shape), -bound, bound)
+
+
+SCHEMES: dict[str, Scheme] = {"orthogonal": orthogonal, "kaiming": kaiming_uniform, "torch": fan_in_uniform}
 
 
 def init(module: nn.Module, key: Tensor, scheme: Scheme = orthogonal) -> TensorDict:

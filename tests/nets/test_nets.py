@@ -192,3 +192,10 @@ def test_spaces_that_cannot_be_flattened():
         nets.Flatten(gym.spaces.Dict({}))
     with pytest.raises(ValueError, match=r"^space: the key 1 of Dict\(.* is not a string$"):
         nets.Flatten(gym.spaces.Dict({1: gym.spaces.Discrete(2)}))
+
+
+@pytest.mark.torch_modules
+def test_the_scheme_called_torch_is_torch_s_own():
+    theirs, mine = nn.Linear(50, 400).weight, nets.SCHEMES["torch"](random.key(0), torch.Size((400, 50)), 1.4)
+    assert mine.abs().max() <= 50**-0.5
+    torch.testing.assert_close(mine.std(), theirs.std(), rtol=0.02, atol=0)

@@ -115,7 +115,7 @@ def make_pqn(spec: EnvSpec, config: PQNConfig | None = None, net: nn.Module | No
         )
 
     def q_values(params: TensorDict, obs: Any, n: int) -> Tensor:
-        return ql.values(model, params, obs, torch.zeros(n, 0)).squeeze(-1)
+        return ql.values(model, params, obs, torch.zeros(n, 0, device=tree.leaves(obs)[0].device)).squeeze(-1)
 
     def targets(state: PQNState, batch: Batch) -> Tensor:
         """`[T, B]` lambda-returns of the greedy policy, which end with their episode (the paper's eq. 8)."""

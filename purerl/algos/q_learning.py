@@ -304,8 +304,7 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
         out = values(model, params, it.obs, noise[0])
         chosen = take(out, it.action)
         next_out = values(model, target, it.next_obs, noise[1])
-        online = next_out if next_actions is greedy_of_target else values(model, params, it.next_obs, noise[2])
-        actions = next_actions(model.head.values(online), model.head.values(next_out))
+        actions = next_actions(lambda: model.head.values(values(model, params, it.next_obs, noise[2])), model.head.values(next_out))
         losses, errors = model.head.loss(chosen, take(next_out, actions).detach(), it.reward, it.discount)
         total = (sample.weights * losses).mean()
         info = TensorDict(loss=total, q=model.head.values(chosen).mean(), td_error=errors.abs().mean())
@@ -363,11 +362,12 @@ def take(out: Tensor, actions: Tensor) -> Tensor:
     return torch.take_along_dim(out, actions[:, None, None], 1).squeeze(1)
 
 
-def greedy_of_target(online: Tensor, target: Tensor) -> Tensor:
-    """The best action in the eyes of the target network (Mnih et al. 2015)."""
+def greedy_of_target(online: Callable[[], Tensor], target: Tensor) -> Tensor:
+    """`[M]` the best actions in the eyes of the target network, of its values `[M, A]` (Mnih et al. 2015)."""
     return target.argmax(-1)
 
 
-def greedy_of_online(online: Tensor, target: Tensor) -> Tensor:
-    """The best action in the eyes of the online network, which the target network then values (van Hasselt et al. 2016, eq. 4)."""
-    return online.argmax(-1)
+def greedy_of_online(online: Callable[[], Tensor], target: Tensor) -> Tensor:
+    """`[M]` the best actions in the eyes of the online network, whose values `[M, A]` `online()` computes; the target network then
+    values them (van Hasselt et al. 2016, eq. 4)."""
+    return online().argmax(-1)

@@ -116,11 +116,11 @@ def mlp(n_in: int, hidden: Sequence[int], activation: str = "tanh", norm: Norm =
 
 
 class Convolutions(nn.Module):
-    """The three convolutions of Mnih et al. 2015: `[N, C, H, W]` uint8 (scaled to [0, 1]) -> `[N, width]` float32.
+    """The three convolutions of Mnih et al. 2015: `[N, C, H, W]` uint8 (scaled to [0, 1]) -> `[N, width]` of `dtype`.
 
     Args:
         shape: `(C, H, W)`.
-        dtype: in which it computes; parameters and output are float32 all the same.
+        dtype: in which it computes; parameters are float32 all the same.
         norm: what normalises each layer.
 
     Raises:
@@ -146,13 +146,13 @@ class Convolutions(nn.Module):
 
 
 class Patches(nn.Module):
-    """The convolution of Young and Tian 2019: `[N, C, H, W]` float32 -> 16 filters of 3 x 3 -> `[N, width]` float32.
+    """The convolution of Young and Tian 2019: `[N, C, H, W]` float32 -> 16 filters of 3 x 3 -> `[N, width]` of `dtype`.
 
     The convolution is a product of matrices: mapped over lanes that have weights of their own, that is much faster.
 
     Args:
         shape: `(C, H, W)`.
-        dtype: in which it computes; parameters and output are float32 all the same.
+        dtype: in which it computes; parameters are float32 all the same.
         norm: what normalises the filters' outputs, at each place by itself.
     """
 
@@ -175,7 +175,8 @@ class CNN(nn.Module):
 
     Args:
         convolutions: from images to vectors `[N, n_in]`.
-        dtype: in which the dense layer computes.
+        width: of the output.
+        dtype: in which the dense layer computes; parameters and output are float32 all the same.
     """
 
     def __init__(self, convolutions: nn.Module, n_in: int, width: int, dtype: torch.dtype) -> None:

@@ -27,12 +27,14 @@ def categorical_projection(support: Tensor, probs: Tensor, reward: Tensor, disco
         reward, discount: `[...]`.
 
     Returns:
-        `[..., N]` probabilities.
+        `[..., N]` probabilities; on a GPU the order in which masses are added, and so the last bit, is not fixed.
     """
     returns = (reward[..., None] + discount[..., None] * support).clamp(support[0], support[-1])
-    gap = support[1] - support[0]
-    share = torch.clamp(1.0 - (returns[..., None, :] - support[:, None]).abs() / gap, min=0.0)
-    return (share * probs[..., None, :]).sum(-1)
+    position = (returns - support[0]) / (support[1] - support[0])
+    below = position.long().clamp(0, len(support) - 2)  # where a reward is NaN too
+    share = position - below
+    empty = torch.zeros_like(probs)
+    return empty.scatter_add(-1, below, probs * (1.0 - share)).scatter_add(-1, below + 1, probs * share)
 
 
 def categorical_loss(logits: Tensor, probs: Tensor) -> Tensor:

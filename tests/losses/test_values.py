@@ -46,6 +46,13 @@ def test_categorical_projection_follows_a_slow_reference():
     np.testing.assert_allclose(found.sum(-1).numpy(), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("reward", [torch.nan, torch.inf, -torch.inf])
+def test_categorical_projection_of_no_number(reward):
+    """It is no access out of bounds, and of NaN it is NaN."""
+    found = losses.categorical_projection(torch.linspace(-1, 1, 5), torch.full((1, 5), 0.2), torch.tensor([reward]), torch.ones(1))
+    assert bool(found.isnan().any()) == (reward != reward)
+
+
 def test_categorical_loss_is_the_cross_entropy():
     logits = torch.tensor([[0.0, np.log(3.0)]], dtype=torch.float32)
     found = losses.categorical_loss(logits, torch.tensor([[0.5, 0.5]]))

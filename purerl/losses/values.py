@@ -55,8 +55,10 @@ def quantile_huber_loss(quantiles: Tensor, returns: Tensor, delta: float = 1.0) 
     n = quantiles.shape[-1]
     levels = (torch.arange(n, device=quantiles.device) + 0.5) / n
     error = returns[..., None, :] - quantiles[..., :, None]
-    weight = (levels[:, None] - (error < 0).float()).abs()
-    return (weight * huber_loss(error, delta) / delta).mean(-1).sum(-1)
+    fixed = error.detach()
+    inside = fixed.clamp(-delta, delta)
+    slope = (levels[:, None] - (fixed < 0).float()).abs() * inside / delta  # the derivative, which autograd need not find out
+    return (slope * (error - 0.5 * inside)).mean(-1).sum(-1)
 
 
 def rescale(x: Tensor, epsilon: float = 1e-3) -> Tensor:

@@ -67,6 +67,22 @@ def test_quantile_huber_loss_by_hand():
     torch.testing.assert_close(found, torch.tensor([first + second]))
 
 
+def test_quantile_huber_loss_has_the_derivatives_of_its_formula():
+    def formula(quantiles, returns, delta):
+        error = returns[:, None, :] - quantiles[:, :, None]
+        size = error.abs()
+        huber = torch.where(size <= delta, 0.5 * error**2, delta * (size - 0.5 * delta))
+        levels = (torch.arange(5)[:, None] + 0.5) / 5
+        return ((levels - (error < 0).float()).abs() * huber / delta).mean(-1).sum(-1)
+
+    draw = torch.Generator().manual_seed(0)
+    args = 2 * torch.randn(7, 5, generator=draw), 2 * torch.randn(7, 4, generator=draw), 0.7
+    torch.testing.assert_close(losses.quantile_huber_loss(*args), formula(*args))
+    for by in (0, 1):
+        wanted = torch.func.grad(lambda *args: formula(*args).sum(), by)(*args)
+        torch.testing.assert_close(torch.func.grad(lambda *args: losses.quantile_huber_loss(*args).sum(), by)(*args), wanted)
+
+
 def test_quantile_huber_loss_is_least_at_the_quantiles():
     returns = torch.linspace(0, 1, 101)[None]
     quantiles = torch.zeros(1, 4)

@@ -19,6 +19,7 @@ from purerl.transforms import scan
 
 ATARI = {  # CleanRL's, of `dqn_atari.py` and the others
     "n_steps": 4,
+    "lr_schedule": "constant",
     "capacity": 1_000_000,
     "batch_size": 32,
     "replay_ratio": 8.0,
@@ -30,6 +31,7 @@ ATARI = {  # CleanRL's, of `dqn_atari.py` and the others
 }
 MINATAR = {  # those of Young and Tian 2019, an update every fourth step
     "n_steps": 4,
+    "lr_schedule": "constant",
     "capacity": 100_000,
     "batch_size": 32,
     "replay_ratio": 8.0,
@@ -276,8 +278,8 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
     next_actions = greedy_of_online if config.double else greedy_of_target
     n_updates = max(1, round(config.replay_ratio * config.n_envs * config.n_steps / config.batch_size))
 
-    def optimizer(hyper: TensorDict) -> optim.Optimizer:
-        adam = optim.adam(hyper["lr"], eps=hyper["adam_eps"])
+    def optimizer(hyper: TensorDict, lr: float | Tensor = 0.0) -> optim.Optimizer:
+        adam = optim.adam(lr, eps=hyper["adam_eps"])
         return adam if config.max_grad_norm is None else optim.chain(optim.clip_by_global_norm(hyper["max_grad_norm"]), adam)
 
     def init(key: Tensor, hyper: Mapping[str, Tensor] = {}) -> QState:
@@ -313,6 +315,7 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
     def update(state: QState, batch: Batch) -> tuple[QState, TensorDict]:
         hyper, steps = state.hyper, state.steps + batch.reward.numel()
         progress = steps / hyper["total_steps"]
+        lr = common.scheduled(hyper["lr"], config.lr_schedule, state.steps / hyper["total_steps"])
         alpha, beta = hyper["alpha"], torch.as_tensor(optim.linear_schedule(hyper["beta"], 1.0, progress))
         key, *keys = random.split(state.key, 1 + n_updates)
         filled = memory.add(state.replay, batch, alpha)
@@ -326,7 +329,7 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
             sample = memory.sample(filled, sample_key, config.batch_size, hyper["gamma"], beta)
             noise = random.normal(noise_key, (3, config.batch_size, model.n_noise))
             grad, (info, errors) = common.gradient(loss, unravel, params, unravel(target), sample, noise)
-            new_params, new_opt = common.gradient_step(optimizer(hyper), params, opt, grad)
+            new_params, new_opt = common.gradient_step(optimizer(hyper, lr), params, opt, grad)
             updates = updates + ready
             due = updates % config.target_every == 0
             new_target = torch.where(due, target + hyper["tau"] * (new_params - target), target)
@@ -349,7 +352,8 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
         )
         figures = {name: x.mean(0) for name, x in info.items()}
         ratio = updates * config.batch_size / steps
-        return state, TensorDict(**figures, epsilon=state.epsilon, replay_size=memory.size(filled).float(), replay_ratio=ratio)
+        size = memory.size(filled).float()
+        return state, TensorDict(**figures, lr=lr, epsilon=state.epsilon, replay_size=size, replay_ratio=ratio)
 
     def forget(state: QState) -> QState:
         return tree.replace(state, replay=memory.init(state.key.device))

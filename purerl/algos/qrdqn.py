@@ -13,7 +13,7 @@ from purerl.losses import quantile_huber_loss
 
 @dataclasses.dataclass(frozen=True)
 class QRDQNConfig:
-    """Defaults for classic control, as CleanRL's `c51.py`; `default_config` has the paper's for images. Floats can be swept."""
+    """Defaults for classic control, as those of C51; `default_config` has the paper's for images. Floats can be swept."""
 
     n_envs: int = fields.n_envs(1)
     n_steps: int = fields.n_steps(10)
@@ -22,6 +22,7 @@ class QRDQNConfig:
     replay_ratio: float = fields.replay_ratio(12.8)
     learning_starts: int = fields.learning_starts(10_000)
     lr: float = fields.lr(2.5e-4)
+    lr_schedule: str = fields.lr_schedule("linear")
     adam_eps: float = fields.adam_eps(0.01 / 128)
     max_grad_norm: float | None = fields.max_grad_norm(None)
     gamma: float = fields.gamma(0.99)

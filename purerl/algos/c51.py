@@ -15,7 +15,10 @@ from purerl.losses import categorical_loss, categorical_projection
 
 @dataclasses.dataclass(frozen=True)
 class C51Config:
-    """Defaults for classic control, CleanRL's `c51.py`, but that the learning rate falls; `default_config` has those for images. Floats can be swept."""
+    """Defaults for classic control, CleanRL's `c51.py` with a learning rate that falls; `default_config` has those for images.
+
+    Floats can be swept.
+    """
 
     n_envs: int = fields.n_envs(1)
     n_steps: int = fields.n_steps(10)

@@ -15,7 +15,10 @@ LOSSES = {"squared": losses.squared_loss, "huber": losses.huber_loss}
 
 @dataclasses.dataclass(frozen=True)
 class DQNConfig:
-    """Defaults for classic control, CleanRL's `dqn.py`, but that the learning rate falls; `default_config` has those for images. Floats can be swept."""
+    """Defaults for classic control, CleanRL's `dqn.py` with a learning rate that falls; `default_config` has those for images.
+
+    Floats can be swept.
+    """
 
     n_envs: int = fields.n_envs(1)
     n_steps: int = fields.n_steps(10)

@@ -74,7 +74,7 @@ def update(priorities: Prioritized, n_rows: int, rows: Tensor, errors: Tensor, a
         errors: `[M]` float32 of any sign.
     """
     found = errors.abs() + FLOOR
-    largest = torch.where(rows[:, None] == rows, found, 0.0).amax(-1)
+    largest = torch.where(rows[:, None].int() == rows.int(), found, 0.0).amax(-1)
     known = sum_tree.weights(priorities.tree, n_rows)[rows] > 0
     return Prioritized(
         tree=sum_tree.update(priorities.tree, n_rows, rows, torch.where(known, largest**alpha, 0.0)),

@@ -1,18 +1,23 @@
 """A tree of sums, from which items are drawn in proportion to their weights (Schaul et al. 2016, appendix B.2.1).
 
-A node has `FAN` children, so that a million items lie five levels deep and every level is one vectorised step. Each sum is
+A node has `FAN` children, so that a million items lie seven levels deep and every level is one vectorised step. Each sum is
 computed anew of all its children and never adjusted by a difference: rounding cannot add up, and a node above nothing but zeros is
 zero itself, so that an item of weight zero is never drawn.
 """
+
+import functools
+import itertools
+from collections.abc import Iterable
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from purerl.donation import Donated
-from purerl.transforms import write
+from purerl.transforms import scan, write
 
-FAN = 16
+BITS = 3
+FAN = 1 << BITS
 
 
 def init(n: int, device: torch.device | None = None) -> Donated:
@@ -28,11 +33,11 @@ def update(tree: Donated, n: int, items: Tensor, weights: Tensor) -> Donated:
         items: `[M]` int64; the same item several times takes the same weight each time.
         weights: `[M]` float32, not negative.
     """
+
     node, value = items, weights
     for start in reversed(_starts(n)):
-        tree = write(tree, start + node, {"sums": value})
-        node = node // FAN
-        value = _children(tree, start, node).sum(-1)
+        tree, node = write(tree, start + node, {"sums": value}), node >> BITS
+        value = tree.memory["sums"].view(-1, FAN)[(start >> BITS) + node].sum(-1)
     return tree
 
 
@@ -44,34 +49,42 @@ def total(tree: Donated) -> Tensor:
 def find(tree: Donated, n: int, heights: Tensor) -> tuple[Tensor, Tensor]:
     """The items at certain heights of the stack of all weights.
 
+    Where a level's sums have been rounded otherwise than the one above, so that a height lies above all of them, it is one of the
+    last item that has a weight.
+
     Args:
         heights: `[M]` float32, from 0 up to the sum of all weights.
 
     Returns:
         The items `[M]` int64, and their weights `[M]`, which are positive unless all are zero.
     """
-    node, weight = torch.zeros_like(heights, dtype=torch.int64), heights
-    place = torch.arange(FAN, device=heights.device)
-    for start in _starts(n):
+
+    def level(carry: tuple[Tensor, Tensor], start: Tensor) -> tuple[tuple[Tensor, Tensor], dict]:
+        heights, node = carry
         children = _children(tree, start, node)
-        below = children.cumsum(-1)
-        last = (place * (children > 0)).amax(-1)
-        child = torch.minimum((below <= heights[:, None]).sum(-1), last)
-        weight = children.gather(-1, child[:, None]).squeeze(-1)
-        heights = torch.clamp(heights - (below.gather(-1, child[:, None]).squeeze(-1) - weight), min=0.0)
-        node = node * FAN + child
-    return node, weight
+        tops = list(itertools.accumulate(children))
+        below = [(heights >= top) & (top < tops[-1]) for top in tops[:-1]]
+        heights = heights - _sum([torch.where(b, x, 0.0) for b, x in zip(below, children, strict=False)])
+        return (heights, (node << BITS) + _sum([b.float() for b in below]).long()), {}
+
+    (_, items), _ = scan(
+        level, (heights, torch.zeros_like(heights, dtype=torch.int64)), torch.tensor(_starts(n), device=heights.device)
+    )
+    return items, weights(tree, n)[items]
 
 
 def weights(tree: Donated, n: int) -> Tensor:
     """`[n]` the weights of all items."""
-    start = _starts(n)[-1]
-    return tree.memory["sums"][start : start + n]
+    return tree.memory["sums"][sum(_widths(n)[:-1]) :][:n]
 
 
-def _children(tree: Donated, start: int, node: Tensor) -> Tensor:
-    """`[M, FAN]` what lies below nodes, in the level that begins at `start`."""
-    return tree.memory["sums"].view(-1, FAN)[start // FAN + node]
+def _children(tree: Donated, start: Tensor | int, node: Tensor) -> list[Tensor]:
+    """What lies below nodes in the level that begins at `start`, `FAN` times `[M]`: one by one, so that a level is one loop."""
+    return [tree.memory["sums"][start + (node << BITS) + k] for k in range(FAN)]
+
+
+def _sum(xs: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, xs)
 
 
 def _widths(n: int) -> list[int]:
@@ -84,5 +97,4 @@ def _widths(n: int) -> list[int]:
 
 def _starts(n: int) -> list[int]:
     """Where each level begins."""
-    widths = _widths(n)
-    return [sum(widths[:i]) for i in range(len(widths))]
+    return [0, *itertools.accumulate(_widths(n)[:-1])]

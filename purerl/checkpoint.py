@@ -337,6 +337,11 @@ def _check_structure(path: Path, head: _Head, wanted: dict[str, Tensor]) -> None
         )
 
 
+def named(state: Any) -> dict[str, Tensor]:
+    """The tensors of a tree by their names as messages spell them, such as `learner.key`."""
+    return {_spelt(name): x for name, x in _named_leaves(state).items()}
+
+
 def _spelt(name: str) -> str:
     """A leaf's name, `['learner']['key']`, as people write it: `learner.key`."""
     return ".".join(re.findall(r"[^\[\]']+", name))

@@ -26,6 +26,7 @@ from purerl import algos, envs, plot, samplers, training
 from purerl.base import EnvSpec
 from purerl.checkpoint import CheckpointError, write_atomically
 from purerl.evaluate import check_video, evaluate, record_video
+from purerl.storage import RoomError
 
 _USER_ERRORS = (ValueError, ImportError, CheckpointError, OSError, samplers.EnvError, samplers.WorkerError)
 COMPILING = "compiling (once; up to a minute)"
@@ -251,7 +252,7 @@ def _run(run: training.Run, place: Path, out: Path, resume: bool) -> None:
             failures = training.train(run, place, resume, report)
     except KeyboardInterrupt:
         _end(f"interrupted; go on with: purerl resume {out}")
-    except CheckpointError:
+    except (CheckpointError, RoomError):
         raise
     except Exception as error:
         message = str(error) if isinstance(error, _USER_ERRORS) else f"{type(error).__name__}: {error}"

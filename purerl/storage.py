@@ -1,9 +1,13 @@
-"""Replays that are larger than memory: what is `Donated` lies in files, of which the system keeps in memory what is in use."""
+"""How much room there is, and replays that are larger than memory: what is `Donated` lies in files, of which the system keeps in
+memory what is in use."""
 
+import contextlib
 import os
+import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,70 @@ from torch.overrides import TorchFunctionMode
 from purerl import tree
 
 LARGE = 1 << 20  # bytes from which zeros are not made in memory first
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+class RoomError(OSError):
+    """There is no room for what is wanted; the message says how much that is, and how much there is."""
+
+
+def available_memory(device: str = "cpu") -> int:
+    """Bytes that this process can still take on a device.
+
+    On the CPU that is what Linux says is available, or less where a control group that the process is in has a limit; `sys.maxsize`
+    on a system that does not say.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError, ValueError):
+        return min([1024 * _number(PROC / "meminfo", "MemAvailable:"), *_rooms_of_groups()])
+    return sys.maxsize
+
+
+def _rooms_of_groups() -> Iterator[int]:
+    """How far the process's control groups of memory, and those around them, are from their limits."""
+    for line in (PROC / "self" / "cgroup").read_text().splitlines():
+        _, kinds, name = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        mount, limit, used, idle = (
+            (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if kinds
+            else (CGROUP, "memory.max", "memory.current", "inactive_file")
+        )
+        own = mount / name.lstrip("/")
+        for group in (own, *own.parents):
+            if group.is_relative_to(mount):
+                with contextlib.suppress(OSError, ValueError):  # not visible from here, or without a limit
+                    room = int((group / limit).read_text()) - int((group / used).read_text())
+                    yield max(0, room + _number(group / "memory.stat", idle))  # files that nobody has open give way
+
+
+def _number(path: Path, name: str) -> int:
+    """What a file of lines `name number` says.
+
+    Raises:
+        ValueError: it does not say it.
+    """
+    found = re.search(rf"^{name}\s+(\d+)", path.read_text(), re.M)
+    if found is None:
+        raise ValueError(f"{path}: says nothing of {name}")
+    return int(found[1])
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that can still be written below a folder, which need not be there yet."""
+    return shutil.disk_usage(there(folder)).free
+
+
+def there(folder: Path) -> Path:
+    """The folder, or the nearest one around it that there is."""
+    return next(x for x in (folder.absolute(), *folder.absolute().parents) if x.exists())
+
+
+def gigabytes(n: int) -> str:
+    """A number of bytes as messages spell it."""
+    return f"{n / 1e9:,.2f} GB"
 
 
 class _LargeZerosWithoutData(TorchFunctionMode):
@@ -40,7 +108,7 @@ def mapped(make: Callable[[], Any], folder: Path) -> Any:
         folder: where the files lie; it is made if it is not there.
 
     Raises:
-        OSError: the disk has no room for them; nothing is taken then.
+        RoomError: the disk has no room for them; nothing is taken then.
         ValueError: the memory lies on another device.
     """
     with _LargeZerosWithoutData():
@@ -51,9 +119,9 @@ def mapped(make: Callable[[], Any], folder: Path) -> Any:
     if elsewhere:
         raise ValueError(f"mapped: the memory lies on {', '.join(sorted(elsewhere))}; files can only stand for the CPU's")
     folder.mkdir(parents=True, exist_ok=True)
-    wanted, free = sum(x.nbytes for x in large), shutil.disk_usage(folder).free
+    wanted, free = sum(x.nbytes for x in large), free_disk(folder)
     if wanted > free:
-        raise OSError(f"mapped: the memory takes {wanted / 1e9:,.2f} GB, but the disk of {folder} has {free / 1e9:,.2f} GB of room")
+        raise RoomError(f"mapped: the memory takes {gigabytes(wanted)}, but the disk of {folder} has {gigabytes(free)} of room")
     return tree.unflatten(
         structure, [_in_file(x, folder) if is_donated else _here(x) for x, is_donated in zip(leaves, marks, strict=True)]
     )

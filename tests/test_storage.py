@@ -1,3 +1,4 @@
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_a_disk_without_room_is_told_with_figures(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")(500_000_000)
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda folder: usage)
     memory = replay.make_uniform(ENV.spec, 20_000_000, 4)
-    with pytest.raises(OSError, match=r"the memory takes 0\.74 GB, but the disk of .* has 0\.50 GB of room"):
+    with pytest.raises(storage.RoomError, match=r"the memory takes 0\.74 GB, but the disk of .* has 0\.50 GB of room"):
         storage.mapped(lambda: memory.init(None), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -58,3 +59,42 @@ def test_an_empty_memory_and_one_on_another_device(tmp_path):
     if torch.cuda.is_available():
         with pytest.raises(ValueError, match="the memory lies on cuda:0"):
             storage.mapped(lambda: Donated(memory={"x": torch.zeros(3, device="cuda")}), tmp_path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_available_memory_is_the_systems_or_the_control_groups(tmp_path, monkeypatch, version):
+    def put(path, text):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def group(path, limit, used, idle):
+        mount = tmp_path / "cgroup" / "memory" if version == 1 else tmp_path / "cgroup"
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+        for name, number in zip(names, (limit, used), strict=True):
+            put(mount / path / name, f"{number}\n")
+        put(mount / path / "memory.stat", f"anon 1\n{'total_' if version == 1 else ''}inactive_file {idle}\n")
+
+    monkeypatch.setattr(storage, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(storage, "CGROUP", tmp_path / "cgroup")
+    assert storage.available_memory() == sys.maxsize  # the system does not say
+    put(tmp_path / "proc" / "meminfo", "MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
+    line = "4:cpu:/a\n7:hugetlb,memory:/a/b\n0::/\n" if version == 1 else "0::/a/b\n"
+    put(tmp_path / "proc" / "self" / "cgroup", line)
+    assert storage.available_memory() == 5_120_000  # the groups cannot be seen from here
+    group(".", 9223372036854771712 if version == 1 else "max", 10_000_000, 0)
+    group("a/b", 4_000_000, 1_000_000, 500_000)
+    assert storage.available_memory() == 3_500_000
+    group("a", 3_000_000, 1_000_000, 0)
+    assert storage.available_memory() == 2_000_000
+    group("a", 3_000_000, 3_100_000, 0)
+    assert storage.available_memory() == 0
+
+
+def test_the_machines_memory_is_told():
+    assert 1e7 < storage.available_memory() < 1e14
+
+
+def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path):
+    assert storage.there(tmp_path / "a" / "b") == tmp_path
+    assert storage.free_disk(tmp_path / "a" / "b") > 0
+    assert list(tmp_path.iterdir()) == []

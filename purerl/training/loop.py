@@ -12,6 +12,7 @@ import torch
 from purerl import checkpoint
 from purerl.training.programs import Lanes, Runner, initial_state, load_state, make_runner, with_empty_memory, without_memory
 from purerl.training.reports import Evaluator, Failure, Figures, Hook, Moment, Progress, every
+from purerl.training.room import check_checkpoints, check_memory, held
 from purerl.training.run import Run, build, check_device, lanes, load_run, rows_written
 
 REPORT_EVERY = 0.2  # seconds
@@ -48,6 +49,7 @@ def train(
     Raises:
         CheckpointError: resuming, and none of the checkpoints is whole, or they are gone; not resuming, and there are some; or
             another process trains this run.
+        RoomError: there is no room for its donated memory, or for the checkpoints that hold it; nothing is taken or written then.
         Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
     """
     out = out.absolute()  # an environment may go to another folder
@@ -168,6 +170,10 @@ def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
 def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None], checkpoint_every: float) -> list[Failure]:
     check_device(run.device)
     algo, env = build(run)
+    memory = held(algo)
+    check_memory(memory, len(lanes(run)), run.device)
+    if run.checkpoint_replay:
+        check_checkpoints(memory, len(lanes(run)), out)
     found, meta = _start(run, out, resume)
     begin, seconds, lost = int(meta.get("update", 0)), float(meta.get("seconds", 0.0)), int(meta.get("lost", 0))
     runner = make_runner(run, algo, env, initial_state(run, algo, env) if found is None else found, begin)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from purerl import algos, checkpoint, envs, logs, random, samplers, tree
+from purerl import algos, checkpoint, envs, logs, samplers
 from purerl import config as cfg
 from purerl.base import Algorithm, Env, EnvSpec
 from purerl.episodes import check_infos
-from purerl.transforms import shapes
+from purerl.training.room import check_memory, held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,7 @@ def plan(
 
     Raises:
         ValueError, ImportError: naming the field, its value and what is allowed.
+        RoomError: the lanes' donated memory, such as a replay, is larger than what there is.
     """
     algos.find(algo)
     for name, n, low in (("seeds", seeds, 1), ("steps", steps, 1), ("threads", threads, 0)):
@@ -134,12 +135,14 @@ def plan(
     run = Run(algo, env, seeds, steps, config, sweep, device, threads, env_options, Collecting(), evaluating, checkpoint_replay)
     for variant in variants(run):  # all are of one batch
         found = algos.make(algo, made.spec, make_config(run, variant))
-    if not (checkpoint_replay or found.forget) and any(tree.donated(tree.structure(shapes(found.init, random.key(0))))):
+    memory = held(found)
+    if not (checkpoint_replay or found.forget) and memory.most:
         raise ValueError(f"checkpoint_replay = no: {algo} cannot go on with an empty memory, its record has no `forget`")
     n = found.n_envs * found.n_steps
     if steps < n:
         raise ValueError(f"steps = {steps} is less than one batch of n_envs * n_steps = {found.n_envs} * {found.n_steps} = {n}")
     check_device(device)
+    check_memory(memory, len(lanes(run)), device)
     return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, found.n_envs))
 
 

@@ -15,9 +15,9 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import safetensors
 import torch
@@ -41,6 +41,7 @@ _DTYPES = {
     torch.float32: "F32",
     torch.float64: "F64",
 }
+T = TypeVar("T")
 _TYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 
@@ -272,27 +273,23 @@ def _read_piece(piece: _Piece, memory: memoryview) -> bool:
     return False
 
 
-def _read(path: Path, head: _Head, names: Container[str], device: torch.device | str) -> dict[str, Tensor]:
-    """These tensors, and no others.
+def _read(path: Path, head: _Head, places: Mapping[str, Tensor]) -> None:
+    """Read these tensors, which are contiguous, and no others.
 
     Raises:
         CheckpointError: altered.
     """
-    found = {}
-    for name, entry in head.tensors.items():
-        if name in names:
-            x = found[name] = torch.empty(entry["shape"], dtype=_TYPES[entry["dtype"]], device=device)
-            at = 0
-            for piece in _pieces(path, head, name):
-                place = _flat(x)[at : at + piece.size]
-                memory = place if place.is_cpu else torch.empty_like(place, device="cpu")
-                if not _read_piece(piece, _bytes(memory)):
-                    where = "the file was altered" if piece.file == path else f"{piece.file} was altered, or is gone"
-                    raise CheckpointError(f"{path}: the checksum of {_spelt(name)} does not match, {where}")
-                if not place.is_cpu:
-                    place.copy_(memory)
-                at += piece.size
-    return found
+    for name, x in places.items():
+        at = 0
+        for piece in _pieces(path, head, name):
+            place = x.view(-1).view(torch.uint8)[at : at + piece.size]
+            memory = place if place.is_cpu else torch.empty_like(place, device="cpu")
+            if not _read_piece(piece, _bytes(memory)):
+                where = "the file was altered" if piece.file == path else f"{piece.file} was altered, or is gone"
+                raise CheckpointError(f"{path}: the checksum of {_spelt(name)} does not match, {where}")
+            if not place.is_cpu:
+                place.copy_(memory)
+            at += piece.size
 
 
 def load(
@@ -317,9 +314,25 @@ def load(
     needed = {name for name, x in wanted.items() if id(x) in picked}
     if not picked <= {id(x) for x in wanted.values()}:
         needed = set(wanted)
-    tensors = _read(path, head, needed, device)
-    leaves = [tensors[name] if name in needed else x for name, x in wanted.items()]
+    places = {name: torch.empty(x.shape, dtype=x.dtype, device=device) for name, x in wanted.items() if name in needed}
+    _read(path, head, places)
+    leaves = [places.get(name, x) for name, x in wanted.items()]
     return pytree.tree_unflatten(leaves, pytree.tree_structure(template)), head.meta
+
+
+def load_into(path: Path, state: Any) -> dict[str, Any]:
+    """Read a checkpoint into the tensors of a state, where they lie; those without data are left out.
+
+    Returns:
+        The meta.
+
+    Raises:
+        CheckpointError, StructureError: as `load`; after the former a part may be read.
+    """
+    head, wanted = _read_head(path), _named_leaves(state)
+    _check_structure(path, head, wanted)
+    _read(path, head, {name: x for name, x in wanted.items() if not x.is_meta})
+    return head.meta
 
 
 def _check_structure(path: Path, head: _Head, wanted: dict[str, Tensor]) -> None:
@@ -390,7 +403,12 @@ def clean(folder: Path, steps: int) -> None:
 def load_newest(
     folder: Path, template: Any, device: torch.device | str = "cpu", part: Callable[[Any], Any] = lambda state: state
 ) -> tuple[Any, dict[str, Any]]:
-    """`load` the newest whole checkpoint; a broken one is passed over with a warning.
+    """`load` the newest whole checkpoint, as `newest` does."""
+    return newest(folder, lambda path: load(path, template, device, part))
+
+
+def newest(folder: Path, read: Callable[[Path], T]) -> T:
+    """What `read` finds in the newest whole checkpoint; a broken one is passed over with a warning.
 
     Raises:
         StructureError: it is of another structure.
@@ -398,7 +416,7 @@ def load_newest(
     """
     for path in _by_age(folder):
         try:
-            return load(path, template, device, part)
+            return read(path)
         except StructureError:  # as those before are
             raise
         except CheckpointError as error:

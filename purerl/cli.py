@@ -150,6 +150,11 @@ class _Algorithms(click.Group):
                 help="whether checkpoints hold the replay; a run without it goes on with an empty one when resumed [yes]",
             ),
             click.Option(
+                ["--replay-folder"],
+                type=click.Path(path_type=Path),
+                help="let the replay lie in files in this folder, and be larger than memory [in memory]",
+            ),
+            click.Option(
                 ["--plot", "png"], type=click.Path(path_type=Path), help="draw the learning curve into this file at the end"
             ),
         ]
@@ -199,11 +204,16 @@ def _train(
     device: str,
     threads: int,
     checkpoint_replay: bool,
+    replay_folder: Path | None,
     png: Path | None,
     **fields: Any,
 ) -> None:
     given = {name: value for name, value in fields.items() if value is not None}
-    place, curve = out.absolute(), png and png.absolute()  # an environment may go to another folder
+    place, curve, folder = (
+        out.absolute(),
+        png and png.absolute(),
+        replay_folder and replay_folder.absolute(),
+    )  # an environment may go to another folder
 
     def take(record: Any) -> Any:
         return record(**{f.name: given.pop(f.name) for f in dataclasses.fields(record) if f.name in given})
@@ -215,7 +225,7 @@ def _train(
     options = training.as_json("env_options", options)
     if steps is None:
         steps = _default_steps(algo, envs.make(env, **options).spec)
-    run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating, checkpoint_replay)
+    run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating, checkpoint_replay, folder)
     training.prepare(place, run)
     _run(run, place, out, resume=False)
     if curve is not None:

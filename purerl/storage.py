@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from purerl import tree
+from purerl import compiling, tree
 
 LARGE = 1 << 20  # bytes from which zeros are not made in memory first
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
@@ -84,24 +84,57 @@ def gigabytes(n: int) -> str:
     return f"{n / 1e9:,.2f} GB"
 
 
-class _LargeZerosWithoutData(TorchFunctionMode):
-    """Under this, `torch.zeros` gives large tensors on the meta device."""
+class _LargeZerosInFiles(TorchFunctionMode):
+    """Under this, large tensors that `torch.zeros` makes on the CPU lie in files, which take no room before they are written; one
+    that was not written, and is shown many times, is not copied either."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._files: dict[int, Any] = {}  # by the tensor's address
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.zeros and str(kwargs.get("device") or "cpu") == "cpu":
             without_data = func(*args, **{**kwargs, "device": "meta"})
             if without_data.nbytes >= LARGE:
-                return without_data
+                file = tempfile.NamedTemporaryFile(dir=self._folder)  # noqa: SIM115
+                file.truncate(without_data.nbytes)
+                x = _in_file(file.name, without_data)
+                self._files[x.data_ptr()] = file
+                return x
+        if func is torch.Tensor.contiguous and not compiling.is_mapping() and self.unwritten(args[0]):
+            return args[0]
         return func(*args, **kwargs)
+
+    def made(self, x: Tensor) -> bool:
+        """Whether it is one of these."""
+        return x.data_ptr() in self._files
+
+    def unwritten(self, x: Tensor) -> bool:
+        """Whether it is one of these, and its file still without any data."""
+        if not self.made(x):
+            return False
+        number = self._files[x.data_ptr()].fileno()
+        os.fsync(number)
+        try:
+            os.lseek(number, 0, os.SEEK_DATA)
+        except OSError:
+            return True
+        return False
+
+    def close(self) -> None:
+        """Let the files go with the tensors that lie in them."""
+        for file in self._files.values():
+            file.close()
 
 
 def mapped(make: Callable[[], Any], folder: Path) -> Any:
     """The state that `make()` gives, with its `Donated` memory in files. Programs write into them, in place.
 
     Its zeros are never made in memory, so that a replay may be larger than that: `mapped(lambda: memory.init(None), folder)`. Other
-    memory is copied into the files. They have no names and are gone with the last tensor that lies in them; what is to be kept
-    is saved, as any state (`checkpoint.save`).
+    memory is copied into the files, and what has no data (`transforms.shapes`) is zero. They have no names and are gone with the
+    last tensor that lies in them; what is to be kept is saved, as any state (`checkpoint.save`).
 
     Args:
         make: of a state on the CPU.
@@ -111,31 +144,37 @@ def mapped(make: Callable[[], Any], folder: Path) -> Any:
         RoomError: the disk has no room for them; nothing is taken then.
         ValueError: the memory lies on another device.
     """
-    with _LargeZerosWithoutData():
-        leaves, structure = tree.flatten(make())
-    marks = tree.donated(structure)
-    large = [x for x, is_donated in zip(leaves, marks, strict=True) if is_donated]
-    elsewhere = {str(x.device) for x in large} - {"cpu", "meta"}
-    if elsewhere:
-        raise ValueError(f"mapped: the memory lies on {', '.join(sorted(elsewhere))}; files can only stand for the CPU's")
     folder.mkdir(parents=True, exist_ok=True)
-    wanted, free = sum(x.nbytes for x in large), free_disk(folder)
-    if wanted > free:
-        raise RoomError(f"mapped: the memory takes {gigabytes(wanted)}, but the disk of {folder} has {gigabytes(free)} of room")
-    return tree.unflatten(
-        structure, [_in_file(x, folder) if is_donated else _here(x) for x, is_donated in zip(leaves, marks, strict=True)]
-    )
+    with contextlib.closing(_LargeZerosInFiles(folder)) as zeros:
+        with zeros:
+            leaves, structure = tree.flatten(make())
+        marks = tree.donated(structure)
+        large = [x for x, is_donated in zip(leaves, marks, strict=True) if is_donated]
+        elsewhere = {str(x.device) for x in large} - {"cpu", "meta"}
+        if elsewhere:
+            raise ValueError(f"mapped: the memory lies on {', '.join(sorted(elsewhere))}; files can only stand for the CPU's")
+        wanted, free = sum(x.nbytes for x in large), free_disk(folder)
+        if wanted > free:
+            raise RoomError(f"mapped: the memory takes {gigabytes(wanted)}, but the disk of {folder} has {gigabytes(free)} of room")
+
+        def place(x: Tensor, is_donated: bool) -> Tensor:
+            is_zero = x.is_meta or zeros.unwritten(x)
+            if is_donated and x.numel():
+                return _room(x, folder) if is_zero else _room(x, folder).copy_(x)
+            if is_zero:
+                return torch.zeros_like(x, device="cpu")
+            return x.clone() if zeros.made(x) else x
+
+        return tree.unflatten(structure, [place(x, is_donated) for x, is_donated in zip(leaves, marks, strict=True)])
 
 
-def _in_file(x: Tensor, folder: Path) -> Tensor:
-    """The tensor in a file of its own, which has no name any more."""
-    if not x.numel():
-        return _here(x)
+def _room(x: Tensor, folder: Path) -> Tensor:
+    """Zeros of the tensor's shape and dtype in a file of their own, which has no name any more."""
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, x.nbytes)  # or else a disk that others fill ends the process at some later write
-        copy = torch.from_file(file.name, shared=True, size=x.numel(), dtype=x.dtype).view(x.shape)
-    return copy if x.is_meta else copy.copy_(x)
+        return _in_file(file.name, x)
 
 
-def _here(x: Tensor) -> Tensor:
-    return torch.zeros_like(x, device="cpu") if x.is_meta else x
+def _in_file(name: str, x: Tensor) -> Tensor:
+    """What a file holds, as a tensor of the shape and dtype of `x`."""
+    return torch.from_file(name, shared=True, size=x.numel(), dtype=x.dtype).view(x.shape)

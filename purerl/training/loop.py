@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from purerl import checkpoint
-from purerl.training.programs import Lanes, Runner, initial_state, load_state, make_runner, with_empty_memory, without_memory
+from purerl.training.programs import Lanes, Runner, initial_state, make_runner, resumed_state, without_memory
 from purerl.training.reports import Evaluator, Failure, Figures, Hook, Moment, Progress, every
 from purerl.training.room import check_checkpoints, check_memory, held
 from purerl.training.run import Run, build, check_device, lanes, load_run, rows_written
@@ -162,23 +162,23 @@ def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
         checkpoint.clean(folder, 0)
         return None, {}
     algo, env = build(run)
-    found, meta = load_state(out, run, algo, env)
+    found, meta = resumed_state(out, run, algo, env)
     checkpoint.clean(folder, int(meta["update"]) * algo.n_envs * algo.n_steps)
-    return found if run.checkpoint_replay else with_empty_memory(algo, found), meta
+    return found, meta
 
 
 def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None], checkpoint_every: float) -> list[Failure]:
     check_device(run.device)
     algo, env = build(run)
-    memory = held(algo)
-    check_memory(memory, len(lanes(run)), run.device)
+    memory, n_lanes = held(algo), len(lanes(run))
+    check_memory(memory, n_lanes, run.device, run.replay_folder)
     if run.checkpoint_replay:
-        check_checkpoints(memory, len(lanes(run)), out)
+        check_checkpoints(memory, n_lanes, out, run.replay_folder)
     found, meta = _start(run, out, resume)
     begin, seconds, lost = int(meta.get("update", 0)), float(meta.get("seconds", 0.0)), int(meta.get("lost", 0))
     runner = make_runner(run, algo, env, initial_state(run, algo, env) if found is None else found, begin)
     batch = algo.n_envs * algo.n_steps
-    n_updates, n_lanes = run.steps // batch, len(lanes(run))
+    n_updates = run.steps // batch
     row_every = max(1, n_updates // 100)
     figures = Figures(out, run, begin * batch)
     evaluator = Evaluator(run, algo.acting, out, begin * batch, int(meta.get("evaluated", begin * batch)), batch)

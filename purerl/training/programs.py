@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorClass, TensorDict
 from torch import Tensor
 
-from purerl import checkpoint, envs, random, samplers, tree
+from purerl import checkpoint, envs, random, samplers, storage, tree
 from purerl.base import Algorithm, Env
 from purerl.donation import Donated, is_spent
 from purerl.episodes import Episodes, averages, init_episodes, record_episodes
@@ -261,10 +261,10 @@ def make_init(algo: Algorithm, env: Env | envs.HostEnv, run: Run) -> Callable[..
 
 
 def initial_state(run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> Lanes:
-    """All lanes before their first step, each with its seed's key and its variant's numbers."""
+    """All lanes before their first step, each with its seed's key and its variant's numbers; their memory lies where it is to."""
     keys = torch.stack([random.key(seed) for _, seed in lanes(run)]).to(run.device)
     hyper = {name: torch.tensor([float(variant[name]) for variant, _ in lanes(run)], device=run.device) for name in run.sweep}
-    return _before_all(run, algo, env, keys, hyper)
+    return placed(run, lambda: _before_all(run, algo, env, keys, hyper))
 
 
 def _before_all(run: Run, algo: Algorithm, env: Env | envs.HostEnv, keys: Tensor, hyper: dict[str, Tensor]) -> Lanes:
@@ -287,12 +287,31 @@ def load_state(
     Raises:
         CheckpointError: there is none.
     """
+    return checkpoint.load_newest(out / "checkpoints", template(run, algo, env), run.device, part)
+
+
+def resumed_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> tuple[Lanes, dict[str, Any]]:
+    """As `load_state`, ready to go on: with its memory, empty where it was not saved, where the run keeps it."""
+    if not run.checkpoint_replay:
+        found, meta = load_state(out, run, algo, env)
+        return placed(run, lambda: with_empty_memory(algo, found)), meta
+    if run.replay_folder is None:
+        return load_state(out, run, algo, env)
+    state = placed(run, lambda: template(run, algo, env))
+    return state, checkpoint.newest(out / "checkpoints", lambda path: checkpoint.load_into(path, state))
+
+
+def template(run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> Lanes:
+    """What a checkpoint of the run holds, as tensors without data."""
     n = len(lanes(run))
     keys, hyper = torch.zeros(n, 2, dtype=torch.int32), {name: torch.zeros(n) for name in run.sweep}
-    template = shapes(lambda keys, hyper: _before_all(run, algo, env, keys, hyper), keys, hyper)
-    if not run.checkpoint_replay:
-        template = without_memory(template)
-    return checkpoint.load_newest(out / "checkpoints", template, run.device, part)
+    found = shapes(lambda keys, hyper: _before_all(run, algo, env, keys, hyper), keys, hyper)
+    return found if run.checkpoint_replay else without_memory(found)
+
+
+def placed(run: Run, make: Callable[[], Lanes]) -> Lanes:
+    """The lanes that `make()` gives, their memory where the run keeps it."""
+    return make() if run.replay_folder is None else storage.mapped(make, Path(run.replay_folder))
 
 
 def without_memory(lanes: Lanes) -> Lanes:

@@ -14,7 +14,8 @@ from purerl import algos, checkpoint, envs, logs, samplers
 from purerl import config as cfg
 from purerl.base import Algorithm, Env, EnvSpec
 from purerl.episodes import check_infos
-from purerl.training.room import check_memory, held
+from purerl.storage import there
+from purerl.training.room import Held, check_memory, held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Run:
         env_options: for the environment's constructor.
         collecting, evaluating: as their flags.
         checkpoint_replay: checkpoints hold the algorithm's donated memory, such as a replay; else it is empty after a resumption.
+        replay_folder: where that memory lies in files; in memory if None.
     """
 
     algo: str
@@ -85,6 +87,7 @@ class Run:
     collecting: Collecting = Collecting()
     evaluating: Evaluating = Evaluating()
     checkpoint_replay: bool = True
+    replay_folder: str | None = None
 
 
 def plan(
@@ -99,6 +102,7 @@ def plan(
     collecting: Collecting | None = None,
     evaluating: Evaluating | None = None,
     checkpoint_replay: bool = True,
+    replay_folder: Path | None = None,
 ) -> Run:
     """Check a run before any work is done.
 
@@ -131,8 +135,20 @@ def plan(
         check_sweep(algo, made.spec, default, name, values)
     length = {"total_steps": steps} if "total_steps" in start else {}
     config = {name: as_json(name, x) for name, x in {**start, **length, **overrides}.items() if name not in sweep}
-    evaluating = evaluating or Evaluating()
-    run = Run(algo, env, seeds, steps, config, sweep, device, threads, env_options, Collecting(), evaluating, checkpoint_replay)
+    run = Run(
+        algo,
+        env,
+        seeds,
+        steps,
+        config,
+        sweep,
+        device,
+        threads,
+        env_options,
+        evaluating=evaluating or Evaluating(),
+        checkpoint_replay=checkpoint_replay,
+        replay_folder=None if replay_folder is None else str(replay_folder.absolute()),
+    )
     for variant in variants(run):  # all are of one batch
         found = algos.make(algo, made.spec, make_config(run, variant))
     memory = held(found)
@@ -142,8 +158,20 @@ def plan(
     if steps < n:
         raise ValueError(f"steps = {steps} is less than one batch of n_envs * n_steps = {found.n_envs} * {found.n_steps} = {n}")
     check_device(device)
-    check_memory(memory, len(lanes(run)), device)
+    if replay_folder is not None:
+        check_folder(algo, memory, device, replay_folder)
+    check_memory(memory, len(lanes(run)), device, run.replay_folder)
     return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, found.n_envs))
+
+
+def check_folder(algo: str, memory: Held, device: str, folder: Path) -> None:
+    """Raise a `ValueError` if an algorithm's memory cannot lie in files in this folder."""
+    if not memory.most:
+        raise ValueError(f"replay_folder = {folder}: {algo} has no donated memory, such as a replay, to lie there")
+    if device != "cpu":
+        raise ValueError(f"replay_folder = {folder} is for memory of the CPU, but device = {device!r}")
+    if not there(folder).is_dir():
+        raise ValueError(f"replay_folder = {folder} cannot be a folder: {there(folder)} is a file")
 
 
 def check_device(device: str) -> None:

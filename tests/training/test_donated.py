@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from conftest import assert_trees_equal, peak_growth
 from tensordict import TensorDict
 
-from purerl import Donated, checkpoint, donation, training, tree
+from purerl import Donated, checkpoint, donation, storage, training, tree
 from purerl.cli import main
 
 
@@ -86,8 +86,8 @@ def interrupt(run, out, steps):
 DQN = {"n_envs": 2, "n_steps": 4, "capacity": 64, "batch_size": 8, "replay_ratio": 2.0, "learning_starts": 16, "hidden": (8,)}
 
 
-def dqn(out, **kwargs):
-    run = training.plan("dqn", "CartPole-v1", 1, 160, DQN, **kwargs)
+def dqn(out, seeds=1, **kwargs):
+    run = training.plan("dqn", "CartPole-v1", seeds, 160, DQN, **kwargs)
     training.prepare(out, run)
     return run
 
@@ -123,6 +123,51 @@ def test_a_replay_is_resumed_from_chunks_or_begins_empty(tmp_path, monkeypatch):
     assert ended.updates.item() == 2 * 18
     found = CliRunner().invoke(main, ["eval", str(tmp_path / "bare"), "--episodes", "1"])
     assert found.exit_code == 0, found.output
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_replay_in_files_gives_the_same_bits(tmp_path, monkeypatch, kept):
+    """Also of a run that is interrupted, with its replay in its checkpoints or without."""
+    monkeypatch.setattr(storage, "LARGE", 256)
+    monkeypatch.setattr(training.loop, "REPORT_EVERY", 1e-9)
+    places = []
+
+    def train(out, cut, **kwargs):
+        run = dqn(out, seeds=2, checkpoint_replay=kept, **kwargs)
+        if cut:
+            interrupt(run, out, 80)
+        training.train(run, out, resume=cut, report=lambda progress: places.append(maps()))
+        if kwargs:
+            assert [f"{tmp_path}/files/" in line for line in places] == [True] * len(places)
+        return final(out, run)
+
+    def maps():
+        return Path("/proc/self/maps").read_text()
+
+    for cut in (False, True):
+        here = train(tmp_path / f"here {cut}", cut)
+        places.clear()
+        there = train(tmp_path / f"there {cut}", cut, replay_folder=tmp_path / "files")
+        assert_trees_equal(there, here)
+        assert there.learner.algo.updates.tolist() == [2 * (19 if kept or not cut else 18)] * 2
+        assert list((tmp_path / "files").iterdir()) == []
+    assert training.load_run(tmp_path / "there True").replay_folder == str(tmp_path / "files")
+
+
+def test_a_folder_for_a_replay_that_cannot_be(tmp_path):
+    def train(*args):
+        return CliRunner().invoke(
+            main, ["train", *args, "--replay-folder", str(tmp_path / "file" / "deep"), "--out", str(tmp_path / "x")]
+        )
+
+    (tmp_path / "file").write_text("")
+    found = train("ppo", "--env", "CartPole-v1")
+    assert f"replay_folder = {tmp_path}/file/deep: ppo has no donated memory, such as a replay, to lie there" in found.output
+    found = train("dqn", "--env", "CartPole-v1")
+    assert f"replay_folder = {tmp_path}/file/deep cannot be a folder: {tmp_path}/file is a file" in found.output
+    with pytest.raises(ValueError, match="is for memory of the CPU, but device = 'cuda'"):
+        training.run.check_folder("dqn", training.room.Held(1, "x"), "cuda", tmp_path)
+    assert not (tmp_path / "x").exists()
 
 
 def test_an_algorithm_that_cannot_forget_is_refused_before_any_work(tmp_path):

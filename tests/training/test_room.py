@@ -1,5 +1,7 @@
 """A replay that there is no room for is told with figures, before anything is made or written."""
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 from training.test_donated import DQN, interrupt
@@ -27,12 +29,17 @@ def test_a_replay_larger_than_memory_is_refused_before_anything_is_made(tmp_path
 
     monkeypatch.setattr(room, "available_memory", available)
     training.plan("dqn", "CartPole-v1", 1, 1000, {"capacity": 10_000_000})
-    wrong = r"memory: 2 lanes of replay.steps.content.memory.obs, float32 \[10000001, 4\], and what goes with it, take 0\.74 GB, "
+    wrong = r"memory: 2 lanes of replay.steps.content.memory.obs, float32 \[10000001, 4\], and what goes with it, "
     with pytest.raises(
-        storage.RoomError, match=wrong + r"but cpu has 0\.50 GB available; fewer lanes or a smaller memory take less"
+        storage.RoomError, match=wrong + r"take 1\.11 GB while they are made, but cpu has 0\.50 GB available; files"
     ):
         training.plan("dqn", "CartPole-v1", 2, 1000, {"capacity": 10_000_000})
     assert set(asked) == {"cpu"}
+    monkeypatch.setattr(room, "free_disk", lambda folder: 800_000_000)
+    training.plan("dqn", "CartPole-v1", 2, 1000, {"capacity": 10_000_000}, replay_folder=tmp_path)
+    wrong = r"^replay_folder: 3 lanes of replay.*, take 1\.11 GB, but the disk of /.* has 0\.80 GB of room$"
+    with pytest.raises(storage.RoomError, match=wrong):
+        training.plan("dqn", "CartPole-v1", 3, 1000, {"capacity": 10_000_000}, replay_folder=tmp_path)
 
 
 def test_memory_that_is_gone_when_a_run_is_resumed(tmp_path, monkeypatch, uncompiled):
@@ -70,6 +77,10 @@ def test_what_checkpoints_have_of_it_needs_no_room_again(tmp_path, monkeypatch):
     (tmp_path / "checkpoints" / "chunks").mkdir(parents=True)
     (tmp_path / "checkpoints" / "chunks" / "one").write_bytes(bytes(700))
     monkeypatch.setattr(room, "free_disk", lambda folder: 300)
-    room.check_checkpoints(room.Held(500, "x"), 2, tmp_path)
+    room.check_checkpoints(room.Held(500, "x"), 2, tmp_path, None)
     with pytest.raises(storage.RoomError, match="checkpoints hold 2 lanes of x"):
-        room.check_checkpoints(room.Held(501, "x"), 2, tmp_path)
+        room.check_checkpoints(room.Held(501, "x"), 2, tmp_path, None)
+    with pytest.raises(storage.RoomError, match=r"up to .* with replay_folder, but"):  # on the same disk
+        room.check_checkpoints(room.Held(500, "x"), 2, tmp_path, str(tmp_path / "replay"))
+    monkeypatch.setattr(room, "there", lambda folder: Path("/dev/shm") if folder.name == "replay" else tmp_path)
+    room.check_checkpoints(room.Held(500, "x"), 2, tmp_path, str(tmp_path / "replay"))

@@ -337,22 +337,29 @@ def load_into(path: Path, state: Any) -> dict[str, Any]:
 
 def _check_structure(path: Path, head: _Head, wanted: dict[str, Tensor]) -> None:
     """Raise a `StructureError` that says in what a file's tensors differ from those that are wanted."""
-    different = [f"it has no {_spelt(name)}" for name in wanted if name not in head.tensors]
-    different += [f"nothing is called {_spelt(name)} any more" for name in head.tensors if name not in wanted]
-    for name, x in wanted.items():
-        entry, kind = head.tensors.get(name), f"{_DTYPES[x.dtype]} {list(x.shape)}"
-        if entry and f"{entry['dtype']} {entry['shape']}" != kind:
-            different.append(f"{_spelt(name)} is {entry['dtype']} {entry['shape']}, not {kind}")
+    found = {_spelt(name): f"{entry['dtype']} {entry['shape']}" for name, entry in head.tensors.items()}
+    different = differences(found, kinds({_spelt(name): x for name, x in wanted.items()}))
     if different:
-        more = f"; and {len(different) - SHOWN} others" if len(different) > SHOWN else ""
-        raise StructureError(
-            f"{path}: its state is not the one of the program, whose code has changed since: {'; '.join(different[:SHOWN])}{more}"
-        )
+        raise StructureError(f"{path}: its state is not the one of the program, whose code has changed since: {different}")
 
 
 def named(state: Any) -> dict[str, Tensor]:
     """The tensors of a tree by their names as messages spell them, such as `learner.key`."""
     return {_spelt(name): x for name, x in _named_leaves(state).items()}
+
+
+def kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The dtype and shape of each tensor, in words."""
+    return {name: f"{_DTYPES[x.dtype]} {list(x.shape)}" for name, x in tensors.items()}
+
+
+def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """In what the `kinds` of tensors differ from those that are wanted, in words; empty if they do not."""
+    different = [f"it has no {name}" for name in wanted if name not in found]
+    different += [f"nothing is called {name} any more" for name in found if name not in wanted]
+    different += [f"{name} is {found[name]}, not {kind}" for name, kind in wanted.items() if found.get(name, kind) != kind]
+    more = f"; and {len(different) - SHOWN} others" if len(different) > SHOWN else ""
+    return "; ".join(different[:SHOWN]) + more
 
 
 def _spelt(name: str) -> str:

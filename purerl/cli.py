@@ -151,8 +151,13 @@ class _Algorithms(click.Group):
             ),
             click.Option(
                 ["--replay-folder"],
-                type=click.Path(path_type=Path),
+                type=click.Path(path_type=Path, resolve_path=True),
                 help="let the replay lie in files in this folder, and be larger than memory [in memory]",
+            ),
+            click.Option(
+                ["--replay-from"],
+                type=click.Path(path_type=Path, resolve_path=True),
+                help="begin with the replay of this run's last checkpoint, each lane with its own or all with its only one",
             ),
             click.Option(
                 ["--plot", "png"], type=click.Path(path_type=Path), help="draw the learning curve into this file at the end"
@@ -205,15 +210,12 @@ def _train(
     threads: int,
     checkpoint_replay: bool,
     replay_folder: Path | None,
+    replay_from: Path | None,
     png: Path | None,
     **fields: Any,
 ) -> None:
     given = {name: value for name, value in fields.items() if value is not None}
-    place, curve, folder = (
-        out.absolute(),
-        png and png.absolute(),
-        replay_folder and replay_folder.absolute(),
-    )  # an environment may go to another folder
+    place, curve = out.absolute(), png and png.absolute()  # an environment may go to another folder
 
     def take(record: Any) -> Any:
         return record(**{f.name: given.pop(f.name) for f in dataclasses.fields(record) if f.name in given})
@@ -225,7 +227,8 @@ def _train(
     options = training.as_json("env_options", options)
     if steps is None:
         steps = _default_steps(algo, envs.make(env, **options).spec)
-    run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating, checkpoint_replay, folder)
+    replay: tuple = checkpoint_replay, replay_folder, replay_from
+    run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating, *replay)
     training.prepare(place, run)
     _run(run, place, out, resume=False)
     if curve is not None:

@@ -16,7 +16,7 @@ from purerl.base import Algorithm, Env
 from purerl.donation import Donated, is_spent
 from purerl.episodes import Episodes, averages, init_episodes, record_episodes
 from purerl.rollout import discount, fuse
-from purerl.training.run import Run, lanes
+from purerl.training.run import Run, build, lanes, load_run
 from purerl.transforms import compile, iterate, shapes, vmap
 
 LARGE = 200_000  # parameters from which an update is worth several threads
@@ -261,10 +261,34 @@ def make_init(algo: Algorithm, env: Env | envs.HostEnv, run: Run) -> Callable[..
 
 
 def initial_state(run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> Lanes:
-    """All lanes before their first step, each with its seed's key and its variant's numbers; their memory lies where it is to."""
+    """All lanes before their first step, each with its seed's key and its variant's numbers; their memory lies where it is to, and
+    holds the replay of another run if they begin with that."""
     keys = torch.stack([random.key(seed) for _, seed in lanes(run)]).to(run.device)
     hyper = {name: torch.tensor([float(variant[name]) for variant, _ in lanes(run)], device=run.device) for name in run.sweep}
-    return placed(run, lambda: _before_all(run, algo, env, keys, hyper))
+    state = placed(run, lambda: _before_all(run, algo, env, keys, hyper))
+    if run.replay_from is not None:
+        _read_replay(Path(run.replay_from), algo, state)
+    return state
+
+
+def _read_replay(folder: Path, algo: Algorithm, lanes: Lanes) -> None:
+    """Read another run's replay into the lanes' own, where it lies: of each of its lanes into one, or of its only one into all."""
+    other = load_run(folder)
+    theirs, env = build(other)
+    source = template(other, theirs, env)
+    assert algo.replay is not None
+    assert theirs.replay is not None
+    own, wanted, n = (
+        tree.leaves(algo.replay(lanes.learner.algo)),
+        tree.leaves(theirs.replay(source.learner.algo)),
+        len(source.going),
+    )
+    places = {id(x): place[:n] for x, place in zip(wanted, own, strict=True)}
+    leaves, structure = tree.flatten(source)
+    into = tree.unflatten(structure, [places.get(id(x), x) for x in leaves])
+    checkpoint.newest(folder / "checkpoints", lambda path: checkpoint.load_into(path, into))
+    for x in own if n == 1 else ():
+        x[1:] = x[:1]
 
 
 def _before_all(run: Run, algo: Algorithm, env: Env | envs.HostEnv, keys: Tensor, hyper: dict[str, Tensor]) -> Lanes:

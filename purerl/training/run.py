@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from purerl import algos, checkpoint, envs, logs, samplers
+from purerl import algos, checkpoint, envs, logs, random, samplers
 from purerl import config as cfg
 from purerl.base import Algorithm, Env, EnvSpec
 from purerl.episodes import check_infos
 from purerl.storage import there
 from purerl.training.room import Held, check_memory, held
+from purerl.transforms import shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Run:
         collecting, evaluating: as their flags.
         checkpoint_replay: checkpoints hold the algorithm's donated memory, such as a replay; else it is empty after a resumption.
         replay_folder: where that memory lies in files; in memory if None.
+        replay_from: the folder of the run with whose replay this one begins; None for an empty one.
     """
 
     algo: str
@@ -88,6 +90,7 @@ class Run:
     evaluating: Evaluating = Evaluating()
     checkpoint_replay: bool = True
     replay_folder: str | None = None
+    replay_from: str | None = None
 
 
 def plan(
@@ -103,6 +106,7 @@ def plan(
     evaluating: Evaluating | None = None,
     checkpoint_replay: bool = True,
     replay_folder: Path | None = None,
+    replay_from: Path | None = None,
 ) -> Run:
     """Check a run before any work is done.
 
@@ -148,6 +152,7 @@ def plan(
         evaluating=evaluating or Evaluating(),
         checkpoint_replay=checkpoint_replay,
         replay_folder=None if replay_folder is None else str(replay_folder.absolute()),
+        replay_from=None if replay_from is None else str(replay_from.absolute()),
     )
     for variant in variants(run):  # all are of one batch
         found = algos.make(algo, made.spec, make_config(run, variant))
@@ -160,6 +165,8 @@ def plan(
     check_device(device)
     if replay_folder is not None:
         check_folder(algo, memory, device, replay_folder)
+    if replay_from is not None:
+        check_replay(run, found, replay_from)
     check_memory(memory, len(lanes(run)), device, run.replay_folder)
     return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, found.n_envs))
 
@@ -172,6 +179,26 @@ def check_folder(algo: str, memory: Held, device: str, folder: Path) -> None:
         raise ValueError(f"replay_folder = {folder} is for memory of the CPU, but device = {device!r}")
     if not there(folder).is_dir():
         raise ValueError(f"replay_folder = {folder} cannot be a folder: {there(folder)} is a file")
+
+
+def check_replay(run: Run, algo: Algorithm, folder: Path) -> None:
+    """Raise a `ValueError` if a run cannot begin with the replay that the run in a folder has saved."""
+    start, other = f"replay_from = {folder}", load_run(folder)
+    theirs, env = build(other)
+    if algo.replay is None or theirs.replay is None:
+        name = run.algo if algo.replay is None else f"its algorithm {other.algo}"
+        raise ValueError(f"{start}: {name} has no replay that another run could begin with, its record has no `replay`")
+    if env.spec.id != algo.spec.id:
+        raise ValueError(f"{start} is a run in {env.spec.id}, not in {algo.spec.id}")
+    if not (other.checkpoint_replay and checkpoint.newest_meta(folder / "checkpoints")):
+        raise ValueError(f"{start} has no checkpoint that holds a replay")
+    n, many = len(lanes(run)), len(lanes(other))
+    if many not in (1, n):
+        raise ValueError(f"{start} has {many} lanes, but this run has {n}: there may be as many, or one for all")
+    found, wanted = (read(shapes(init, random.key(0))) for read, init in ((theirs.replay, theirs.init), (algo.replay, algo.init)))
+    different = checkpoint.differences(*(checkpoint.kinds(checkpoint.named(replay)) for replay in (found, wanted)))
+    if different:
+        raise ValueError(f"{start} has a replay of another kind: {different}")
 
 
 def check_device(device: str) -> None:

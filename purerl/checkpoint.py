@@ -1,4 +1,4 @@
-"""Everything that changes, written whole or not at all, checked when read, never a pickle.
+"""Everything that changes, written whole or not at all, checked when read, never a pickle, unless somebody else gives it as bytes.
 
 A checkpoint is one file. In a run's folder its large tensors, such as a replay's, lie beside it instead, in chunks that are files
 of their own, each called by the digest of what it holds: one that is there already is not written again, so that a save costs what
@@ -28,6 +28,7 @@ VERSION = 5
 KEEP = 2
 CHUNK = 1 << 22  # bytes; a tensor that has fewer lies in the checkpoint itself
 CHUNKS = "chunks"
+BYTES = "bytes of "  # how the names of tensors begin that are bytes of the meta
 SHOWN = 5  # differences of structure that are named
 _DTYPES = {
     torch.bool: "BOOL",
@@ -126,24 +127,29 @@ def save(path: Path, parts: Sequence[Any], meta: dict[str, Any], chunked: bool =
 
     Args:
         parts: the tree; or several of one structure, whose leaves are joined along their first axis.
+        meta: what JSON can hold; and bytes, which are kept as a tensor.
         chunked: large tensors lie in chunks beside the file.
 
     Raises:
         OSError: the disk is full, or the folder not writable; what stood at `path` is untouched.
     """
-    leaves = [_named_leaves(part) for part in parts]
-    whole = _in_order({name: _joined([part[name] for part in leaves]) for name in leaves[0]})
+    named_parts = [_named_leaves(part) for part in parts]
+    leaves = {name: [part[name] for part in named_parts] for name in named_parts[0]}
+    for name in [name for name, x in meta.items() if isinstance(x, bytes)]:
+        leaves[BYTES + name] = [torch.frombuffer(bytearray(meta[name]), dtype=torch.uint8)]
+    meta = {name: x for name, x in meta.items() if not isinstance(x, bytes)}
+    whole = _in_order({name: _joined(x) for name, x in leaves.items()})
     apart = {}
     for name in [name for name, x in whole.items() if chunked and x.nbytes >= CHUNK]:
-        x, chunks = whole.pop(name), _write_chunks(path.parent / CHUNKS, [part[name] for part in leaves])
+        x, chunks = whole.pop(name), _write_chunks(path.parent / CHUNKS, leaves[name])
         apart[name] = {"dtype": _DTYPES[x.dtype], "shape": list(x.shape), "bytes": CHUNK, "chunks": chunks}
     digests = dict.fromkeys(whole, hashlib.sha256().hexdigest())  # until all has been written
     with writing(path) as file:
         file.write(_header(whole, digests, apart, meta))
         for name in whole:
             digest = hashlib.sha256()
-            for part in leaves:
-                data = _bytes(part[name])
+            for x in leaves[name]:
+                data = _bytes(x)
                 digest.update(data)
                 file.write(data)
             digests[name] = digest.hexdigest()
@@ -317,7 +323,14 @@ def load(
     places = {name: torch.empty(x.shape, dtype=x.dtype, device=device) for name, x in wanted.items() if name in needed}
     _read(path, head, places)
     leaves = [places.get(name, x) for name, x in wanted.items()]
-    return pytree.tree_unflatten(leaves, pytree.tree_structure(template)), head.meta
+    return pytree.tree_unflatten(leaves, pytree.tree_structure(template)), _meta(path, head)
+
+
+def _meta(path: Path, head: _Head) -> dict[str, Any]:
+    """The meta, with the bytes in it."""
+    kept = {name: torch.empty(entry["shape"], dtype=torch.uint8) for name, entry in head.tensors.items() if name.startswith(BYTES)}
+    _read(path, head, kept)
+    return {**head.meta, **{name.removeprefix(BYTES): bytes(_bytes(x)) for name, x in kept.items()}}
 
 
 def load_into(path: Path, state: Any) -> dict[str, Any]:
@@ -332,12 +345,13 @@ def load_into(path: Path, state: Any) -> dict[str, Any]:
     head, wanted = _read_head(path), _named_leaves(state)
     _check_structure(path, head, wanted)
     _read(path, head, {name: x for name, x in wanted.items() if not x.is_meta})
-    return head.meta
+    return _meta(path, head)
 
 
 def _check_structure(path: Path, head: _Head, wanted: dict[str, Tensor]) -> None:
     """Raise a `StructureError` that says in what a file's tensors differ from those that are wanted."""
-    found = {_spelt(name): f"{entry['dtype']} {entry['shape']}" for name, entry in head.tensors.items()}
+    tensors = {name: entry for name, entry in head.tensors.items() if not name.startswith(BYTES)}
+    found = {_spelt(name): f"{entry['dtype']} {entry['shape']}" for name, entry in tensors.items()}
     different = differences(found, kinds({_spelt(name): x for name, x in wanted.items()}))
     if different:
         raise StructureError(f"{path}: its state is not the one of the program, whose code has changed since: {different}")
@@ -432,7 +446,8 @@ def newest(folder: Path, read: Callable[[Path], T]) -> T:
 
 
 def newest_meta(folder: Path) -> dict[str, Any]:
-    """The meta of the newest checkpoint whose head is whole, empty if there is none: what its tensors hold is not looked at."""
+    """The meta of the newest checkpoint whose head is whole, empty if there is none: what its tensors hold, the meta's bytes among
+    them, is not looked at."""
     for path in _by_age(folder):
         with contextlib.suppress(CheckpointError):
             return _read_head(path).meta

@@ -1,5 +1,6 @@
 """An environment of the outside world as bytes, from which another process goes on with it as if nothing had happened."""
 
+import contextlib
 import copy
 import io
 import os
@@ -138,12 +139,15 @@ def _apart(f: Callable[[], str]) -> str:
     finally:
         os.close(result)
         os.kill(child, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # and what its environment has started
         os.waitpid(child, 0)
 
 
 def _say_and_end(f: Callable[[], str], there: int) -> None:
-    """In the fork: silently."""
+    """In the fork: silently, as the leader of a group of its own."""
     try:
+        os.setpgid(0, 0)
         quiet = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(quiet, number)

@@ -1,9 +1,11 @@
 """Environments and feeds as bytes, from which they go on as if nothing had happened."""
 
 import os
+import subprocess
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import ale_py
 import gymnasium as gym
@@ -93,6 +95,23 @@ def test_why_an_environment_cannot_be_saved(make, why, monkeypatch, capfd):
     assert saving.obstacle(envs.HostEnv(envs.host(Walk).spec, make), "parallel", 4) == why
     assert np.array_equal(np.random.get_state()[1], state)
     assert capfd.readouterr() == ("", "")
+
+
+class Starting(Walk):
+    """Starts a process, which it does not end."""
+
+    def __init__(self, note):
+        super().__init__()
+        note.write_text(str(subprocess.Popen(["sleep", "1000"]).pid))
+
+
+def test_what_a_trial_starts_ends_with_it(tmp_path):
+    assert saving.obstacle(envs.HostEnv(envs.host(Walk).spec, partial(Starting, tmp_path / "note")), "serial", 4) == ""
+    stat = Path("/proc") / (tmp_path / "note").read_text() / "stat"
+    deadline = time.monotonic() + 10
+    while stat.exists() and ") Z " not in stat.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not stat.exists() or ") Z " in stat.read_text()
 
 
 def test_why_others_cannot_be_saved(monkeypatch):

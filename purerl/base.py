@@ -186,6 +186,8 @@ class Algorithm(NamedTuple):
         config: a frozen dataclass it was made from, for the record.
         forget: `forget(state) -> state`, the state with an empty memory in place of its donated one, into which it does not look;
             None where it cannot go on so: then checkpoints hold the memory.
+        replay: `replay(state) -> tree`, the leaves of the state with which another run can begin in the place of its own: what was
+            seen, and what can be learnt from it. None where there is nothing of the kind.
     """
 
     init: Init
@@ -201,3 +203,4 @@ class Algorithm(NamedTuple):
     hyper: Mapping[str, float] = {}
     config: Any = None
     forget: Callable[[Any], Any] | None = None
+    replay: Callable[[Any], Any] | None = None

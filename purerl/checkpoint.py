@@ -1,4 +1,4 @@
-"""Everything that changes, written whole or not at all, checked when read, never a pickle.
+"""Everything that changes, written whole or not at all, checked when read, never a pickle, unless somebody else gives it as bytes.
 
 A checkpoint is one file. In a run's folder its large tensors, such as a replay's, lie beside it instead, in chunks that are files
 of their own, each called by the digest of what it holds: one that is there already is not written again, so that a save costs what
@@ -15,9 +15,9 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import safetensors
 import torch
@@ -28,6 +28,7 @@ VERSION = 5
 KEEP = 2
 CHUNK = 1 << 22  # bytes; a tensor that has fewer lies in the checkpoint itself
 CHUNKS = "chunks"
+BYTES = "bytes of "  # how the names of tensors begin that are bytes of the meta
 SHOWN = 5  # differences of structure that are named
 _DTYPES = {
     torch.bool: "BOOL",
@@ -41,6 +42,7 @@ _DTYPES = {
     torch.float32: "F32",
     torch.float64: "F64",
 }
+T = TypeVar("T")
 _TYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 
@@ -125,24 +127,29 @@ def save(path: Path, parts: Sequence[Any], meta: dict[str, Any], chunked: bool =
 
     Args:
         parts: the tree; or several of one structure, whose leaves are joined along their first axis.
+        meta: what JSON can hold; and bytes, which are kept as a tensor.
         chunked: large tensors lie in chunks beside the file.
 
     Raises:
         OSError: the disk is full, or the folder not writable; what stood at `path` is untouched.
     """
-    leaves = [_named_leaves(part) for part in parts]
-    whole = _in_order({name: _joined([part[name] for part in leaves]) for name in leaves[0]})
+    named_parts = [_named_leaves(part) for part in parts]
+    leaves = {name: [part[name] for part in named_parts] for name in named_parts[0]}
+    for name in [name for name, x in meta.items() if isinstance(x, bytes)]:
+        leaves[BYTES + name] = [torch.frombuffer(bytearray(meta[name]), dtype=torch.uint8)]
+    meta = {name: x for name, x in meta.items() if not isinstance(x, bytes)}
+    whole = _in_order({name: _joined(x) for name, x in leaves.items()})
     apart = {}
     for name in [name for name, x in whole.items() if chunked and x.nbytes >= CHUNK]:
-        x, chunks = whole.pop(name), _write_chunks(path.parent / CHUNKS, [part[name] for part in leaves])
+        x, chunks = whole.pop(name), _write_chunks(path.parent / CHUNKS, leaves[name])
         apart[name] = {"dtype": _DTYPES[x.dtype], "shape": list(x.shape), "bytes": CHUNK, "chunks": chunks}
     digests = dict.fromkeys(whole, hashlib.sha256().hexdigest())  # until all has been written
     with writing(path) as file:
         file.write(_header(whole, digests, apart, meta))
         for name in whole:
             digest = hashlib.sha256()
-            for part in leaves:
-                data = _bytes(part[name])
+            for x in leaves[name]:
+                data = _bytes(x)
                 digest.update(data)
                 file.write(data)
             digests[name] = digest.hexdigest()
@@ -272,27 +279,23 @@ def _read_piece(piece: _Piece, memory: memoryview) -> bool:
     return False
 
 
-def _read(path: Path, head: _Head, names: Container[str], device: torch.device | str) -> dict[str, Tensor]:
-    """These tensors, and no others.
+def _read(path: Path, head: _Head, places: Mapping[str, Tensor]) -> None:
+    """Read these tensors, which are contiguous, and no others.
 
     Raises:
         CheckpointError: altered.
     """
-    found = {}
-    for name, entry in head.tensors.items():
-        if name in names:
-            x = found[name] = torch.empty(entry["shape"], dtype=_TYPES[entry["dtype"]], device=device)
-            at = 0
-            for piece in _pieces(path, head, name):
-                place = _flat(x)[at : at + piece.size]
-                memory = place if place.is_cpu else torch.empty_like(place, device="cpu")
-                if not _read_piece(piece, _bytes(memory)):
-                    where = "the file was altered" if piece.file == path else f"{piece.file} was altered, or is gone"
-                    raise CheckpointError(f"{path}: the checksum of {_spelt(name)} does not match, {where}")
-                if not place.is_cpu:
-                    place.copy_(memory)
-                at += piece.size
-    return found
+    for name, x in places.items():
+        at = 0
+        for piece in _pieces(path, head, name):
+            place = x.view(-1).view(torch.uint8)[at : at + piece.size]
+            memory = place if place.is_cpu else torch.empty_like(place, device="cpu")
+            if not _read_piece(piece, _bytes(memory)):
+                where = "the file was altered" if piece.file == path else f"{piece.file} was altered, or is gone"
+                raise CheckpointError(f"{path}: the checksum of {_spelt(name)} does not match, {where}")
+            if not place.is_cpu:
+                place.copy_(memory)
+            at += piece.size
 
 
 def load(
@@ -317,24 +320,60 @@ def load(
     needed = {name for name, x in wanted.items() if id(x) in picked}
     if not picked <= {id(x) for x in wanted.values()}:
         needed = set(wanted)
-    tensors = _read(path, head, needed, device)
-    leaves = [tensors[name] if name in needed else x for name, x in wanted.items()]
-    return pytree.tree_unflatten(leaves, pytree.tree_structure(template)), head.meta
+    places = {name: torch.empty(x.shape, dtype=x.dtype, device=device) for name, x in wanted.items() if name in needed}
+    _read(path, head, places)
+    leaves = [places.get(name, x) for name, x in wanted.items()]
+    return pytree.tree_unflatten(leaves, pytree.tree_structure(template)), _meta(path, head)
+
+
+def _meta(path: Path, head: _Head) -> dict[str, Any]:
+    """The meta, with the bytes in it."""
+    kept = {name: torch.empty(entry["shape"], dtype=torch.uint8) for name, entry in head.tensors.items() if name.startswith(BYTES)}
+    _read(path, head, kept)
+    return {**head.meta, **{name.removeprefix(BYTES): bytes(_bytes(x)) for name, x in kept.items()}}
+
+
+def load_into(path: Path, state: Any) -> dict[str, Any]:
+    """Read a checkpoint into the tensors of a state, where they lie; those without data are left out.
+
+    Returns:
+        The meta.
+
+    Raises:
+        CheckpointError, StructureError: as `load`; after the former a part may be read.
+    """
+    head, wanted = _read_head(path), _named_leaves(state)
+    _check_structure(path, head, wanted)
+    _read(path, head, {name: x for name, x in wanted.items() if not x.is_meta})
+    return _meta(path, head)
 
 
 def _check_structure(path: Path, head: _Head, wanted: dict[str, Tensor]) -> None:
     """Raise a `StructureError` that says in what a file's tensors differ from those that are wanted."""
-    different = [f"it has no {_spelt(name)}" for name in wanted if name not in head.tensors]
-    different += [f"nothing is called {_spelt(name)} any more" for name in head.tensors if name not in wanted]
-    for name, x in wanted.items():
-        entry, kind = head.tensors.get(name), f"{_DTYPES[x.dtype]} {list(x.shape)}"
-        if entry and f"{entry['dtype']} {entry['shape']}" != kind:
-            different.append(f"{_spelt(name)} is {entry['dtype']} {entry['shape']}, not {kind}")
+    tensors = {name: entry for name, entry in head.tensors.items() if not name.startswith(BYTES)}
+    found = {_spelt(name): f"{entry['dtype']} {entry['shape']}" for name, entry in tensors.items()}
+    different = differences(found, kinds({_spelt(name): x for name, x in wanted.items()}))
     if different:
-        more = f"; and {len(different) - SHOWN} others" if len(different) > SHOWN else ""
-        raise StructureError(
-            f"{path}: its state is not the one of the program, whose code has changed since: {'; '.join(different[:SHOWN])}{more}"
-        )
+        raise StructureError(f"{path}: its state is not the one of the program, whose code has changed since: {different}")
+
+
+def named(state: Any) -> dict[str, Tensor]:
+    """The tensors of a tree by their names as messages spell them, such as `learner.key`."""
+    return {_spelt(name): x for name, x in _named_leaves(state).items()}
+
+
+def kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The dtype and shape of each tensor, in words."""
+    return {name: f"{_DTYPES[x.dtype]} {list(x.shape)}" for name, x in tensors.items()}
+
+
+def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """In what the `kinds` of tensors differ from those that are wanted, in words; empty if they do not."""
+    different = [f"it has no {name}" for name in wanted if name not in found]
+    different += [f"nothing is called {name} any more" for name in found if name not in wanted]
+    different += [f"{name} is {found[name]}, not {kind}" for name, kind in wanted.items() if found.get(name, kind) != kind]
+    more = f"; and {len(different) - SHOWN} others" if len(different) > SHOWN else ""
+    return "; ".join(different[:SHOWN]) + more
 
 
 def _spelt(name: str) -> str:
@@ -385,7 +424,12 @@ def clean(folder: Path, steps: int) -> None:
 def load_newest(
     folder: Path, template: Any, device: torch.device | str = "cpu", part: Callable[[Any], Any] = lambda state: state
 ) -> tuple[Any, dict[str, Any]]:
-    """`load` the newest whole checkpoint; a broken one is passed over with a warning.
+    """`load` the newest whole checkpoint, as `newest` does."""
+    return newest(folder, lambda path: load(path, template, device, part))
+
+
+def newest(folder: Path, read: Callable[[Path], T]) -> T:
+    """What `read` finds in the newest whole checkpoint; a broken one is passed over with a warning.
 
     Raises:
         StructureError: it is of another structure.
@@ -393,7 +437,7 @@ def load_newest(
     """
     for path in _by_age(folder):
         try:
-            return load(path, template, device, part)
+            return read(path)
         except StructureError:  # as those before are
             raise
         except CheckpointError as error:
@@ -402,7 +446,8 @@ def load_newest(
 
 
 def newest_meta(folder: Path) -> dict[str, Any]:
-    """The meta of the newest checkpoint whose head is whole, empty if there is none: what its tensors hold is not looked at."""
+    """The meta of the newest checkpoint whose head is whole, empty if there is none: what its tensors hold, the meta's bytes among
+    them, is not looked at."""
     for path in _by_age(folder):
         with contextlib.suppress(CheckpointError):
             return _read_head(path).meta

@@ -26,6 +26,7 @@ from purerl import algos, envs, plot, samplers, training
 from purerl.base import EnvSpec
 from purerl.checkpoint import CheckpointError, write_atomically
 from purerl.evaluate import check_video, evaluate, record_video
+from purerl.storage import RoomError
 
 _USER_ERRORS = (ValueError, ImportError, CheckpointError, OSError, samplers.EnvError, samplers.WorkerError)
 COMPILING = "compiling (once; up to a minute)"
@@ -149,6 +150,16 @@ class _Algorithms(click.Group):
                 help="whether checkpoints hold the replay; a run without it goes on with an empty one when resumed [yes]",
             ),
             click.Option(
+                ["--replay-folder"],
+                type=click.Path(path_type=Path, resolve_path=True),
+                help="let the replay lie in files in this folder, and be larger than memory [in memory]",
+            ),
+            click.Option(
+                ["--replay-from"],
+                type=click.Path(path_type=Path, resolve_path=True),
+                help="begin with the replay of this run's last checkpoint, each lane with its own or all with its only one",
+            ),
+            click.Option(
                 ["--plot", "png"], type=click.Path(path_type=Path), help="draw the learning curve into this file at the end"
             ),
         ]
@@ -198,6 +209,8 @@ def _train(
     device: str,
     threads: int,
     checkpoint_replay: bool,
+    replay_folder: Path | None,
+    replay_from: Path | None,
     png: Path | None,
     **fields: Any,
 ) -> None:
@@ -214,7 +227,8 @@ def _train(
     options = training.as_json("env_options", options)
     if steps is None:
         steps = _default_steps(algo, envs.make(env, **options).spec)
-    run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating, checkpoint_replay)
+    replay: tuple = checkpoint_replay, replay_folder, replay_from
+    run = training.plan(algo, env, seeds, steps, given, device, threads, options, collecting, evaluating, *replay)
     training.prepare(place, run)
     _run(run, place, out, resume=False)
     if curve is not None:
@@ -251,7 +265,7 @@ def _run(run: training.Run, place: Path, out: Path, resume: bool) -> None:
             failures = training.train(run, place, resume, report)
     except KeyboardInterrupt:
         _end(f"interrupted; go on with: purerl resume {out}")
-    except CheckpointError:
+    except (CheckpointError, RoomError):
         raise
     except Exception as error:
         message = str(error) if isinstance(error, _USER_ERRORS) else f"{type(error).__name__}: {error}"

@@ -17,11 +17,12 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("own_loss", ["3"]),
         ("own_loop", ["functional", "3"]),
         ("own_loop", ["autograd", "3"]),
+        ("recorded", ["3"]),
     ],
 )
-def test_runs_and_prints_a_return(name, args):
+def test_runs_and_prints_a_return(name, args, tmp_path):
     path = EXAMPLES / f"{name}.py"
     assert len(path.read_text().splitlines()) < 100
-    result = subprocess.run([sys.executable, str(path), *args], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, str(path), *args], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "return" in result.stdout

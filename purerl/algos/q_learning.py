@@ -358,7 +358,7 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
     def forget(state: QState) -> QState:
         return tree.replace(state, replay=memory.init(state.key.device))
 
-    return algorithm(model, spec, config, init, update, forget=forget)
+    return algorithm(model, spec, config, init, update, forget=forget, replay=lambda state: state.replay)
 
 
 def take(out: Tensor, actions: Tensor) -> Tensor:

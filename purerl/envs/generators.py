@@ -71,6 +71,20 @@ def undisturbed() -> Iterator[None]:
             os.chdir(folder)
 
 
+class Stream(NamedTuple):
+    """An environment's stream of global randomness.
+
+    Attributes:
+        states: None where nobody draws.
+        left: for how many steps it is still watched.
+        used: whether it, or one that was stepped beside it, has drawn.
+    """
+
+    states: Generators | None
+    left: int
+    used: bool
+
+
 class Streams:
     """A stream of global randomness for each environment: what it draws depends on its seed alone, whoever steps it.
 
@@ -96,6 +110,16 @@ class Streams:
         self._streams = [seeded(seed) for seed in seeds]
         self._left, self._used = self._watched, False
         self.free = False
+
+    def save(self) -> list["Stream"]:
+        """Each environment's stream, as it stands."""
+        return [Stream(None if self.free else self._streams[j], self._left, self._used) for j in range(len(self._seeds))]
+
+    def restore(self, saved: Sequence["Stream"]) -> None:
+        """Go on with what `save` gave, of environments that other processes may have stepped."""
+        self.free = all(one.states is None for one in saved)
+        self._left, self._used = max(one.left for one in saved), any(one.used for one in saved)
+        self._streams = [] if self.free else [one.states or x for one, x in zip(saved, self._streams, strict=True)]
 
     def call(self, j: int, f: Callable, *args: Any, **kwargs: Any) -> Any:
         """`f(*args, **kwargs)` with environment `j`'s stream in the place of the global generators'; at once where nobody draws."""

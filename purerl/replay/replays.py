@@ -113,7 +113,8 @@ def make_uniform(spec: EnvSpec, capacity: int, n_envs: int, n_step: int = 1, obs
         observations: how they are stored; whole ones if omitted.
 
     Raises:
-        ValueError: the capacity is less than one step of each environment, or no more than `n_step` of each.
+        ValueError: the capacity is less than one step of each environment, no more than `n_step` of each, or more than int32 can
+            number.
     """
     return _make(uniformly, spec, capacity, n_envs, n_step, observations or steps.whole())
 

@@ -116,7 +116,7 @@ def make_uniform_sequences(
         observations: how they are stored; whole ones if omitted.
 
     Raises:
-        ValueError: the capacity is no more than one sequence of each environment.
+        ValueError: the capacity is no more than one sequence of each environment, or more than int32 can number.
     """
     return _make(replays.uniformly, spec, capacity, n_envs, length, period, carry, observations or steps.whole())
 

@@ -19,6 +19,7 @@ from purerl.donation import Donated
 from purerl.transforms import write
 
 TERMINATED, TRUNCATED, VALID, OPENS, BLANK, FIRST = 1, 2, 4, 8, 16, 32  # bits of a row's flags
+MOST_ROWS = torch.iinfo(torch.int32).max
 
 
 class Steps(TensorClass):
@@ -119,8 +120,15 @@ def init(obs: Any, action: Any, capacity: int, n_envs: int, observations: Observ
 
 
 def n_rows(capacity: int, n_envs: int, observations: Observations) -> int:
-    """How many rows the ring of a capacity has."""
-    return (-(-capacity // n_envs) + 1 + observations.history) * n_envs
+    """How many rows the ring of a capacity has.
+
+    Raises:
+        ValueError: more than int32 can number.
+    """
+    n = (-(-capacity // n_envs) + 1 + observations.history) * n_envs
+    if n > MOST_ROWS:
+        raise ValueError(f"capacity = {capacity} takes {n} rows, but a replay has at most {MOST_ROWS}")
+    return n
 
 
 def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, Added]:

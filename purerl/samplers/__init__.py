@@ -14,6 +14,7 @@ from purerl.samplers.arrangements import (
     suggest,
 )
 from purerl.samplers.feeds import Feed
+from purerl.samplers.saving import obstacle
 from purerl.samplers.stepping import EnvError
 from purerl.samplers.workers import WorkerError, context, settle_in, surroundings
 
@@ -30,6 +31,7 @@ __all__ = [
     "count_workers",
     "make",
     "native",
+    "obstacle",
     "parallel",
     "serial",
     "settle_in",

@@ -102,7 +102,7 @@ def _in_process(setup: Setup, make: Callable[..., Stepper]) -> Feed:
         (act,), params = _actors(setup, buffer, [columns], closing)
         group = Group(act, stepper.step, lambda: None)
         fill = partial(in_one_thread, together, group, setup.plan.n_steps)
-        return Feed(Fragments(setup, buffer, fill, stepper.reset, params, closing.close, _no_workers))
+        return Feed(Fragments(setup, buffer, fill, stepper, params, closing.close, _no_workers))
 
 
 def _no_workers(error: WorkerError) -> None:

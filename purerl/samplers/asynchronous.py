@@ -12,7 +12,7 @@ from purerl.envs import GAME_OVER, RAW_REWARD
 from purerl.samplers.acting import LATE, READ, WRITTEN
 from purerl.samplers.feeds import Published, Setup, make_draw, seed
 from purerl.samplers.fragments import LASTING, RolloutBuffer, act_packed
-from purerl.samplers.stepping import check_numbers, info_of, info_value
+from purerl.samplers.stepping import EnvError, check_numbers, info_of, info_value
 from purerl.transforms import specialize_into, vmap
 
 
@@ -79,6 +79,12 @@ class Asynchronous:
         batch = buffer.batch(self._setup.single, self._setup.keys.device)
         self._spare.append(buffer)
         return batch
+
+    def save(self) -> bytes:
+        raise EnvError("an asynchronous feed cannot be saved: some of its environments are ahead")
+
+    def restore(self, data: bytes) -> None:
+        raise EnvError("an asynchronous feed cannot be restored")
 
     def _open(self) -> None:
         begun = self._spare_buffer()

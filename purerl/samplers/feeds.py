@@ -1,6 +1,7 @@
 """Feeds: endless iterators of batches."""
 
 import contextlib
+import pickle
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +15,8 @@ from purerl import envs, random, tree
 from purerl.base import Algorithm, Batch, Policy
 from purerl.episodes import check_infos
 from purerl.rollout import draw_ahead
-from purerl.samplers.fragments import Plan, RolloutBuffer, param_places, plan
-from purerl.samplers.stepping import Options, check_numbers
+from purerl.samplers.fragments import LASTING, Plan, RolloutBuffer, param_places, plan
+from purerl.samplers.stepping import EnvError, Environments, Options, check_numbers
 from purerl.samplers.workers import WorkerError
 from purerl.spaces import check_spaces
 from purerl.transforms import specialize, vmap
@@ -35,6 +36,12 @@ class Source(Protocol):
 
     def collect(self) -> Batch:
         """The next batch."""
+
+    def save(self) -> bytes:
+        """Where it stands between two batches; as `Feed.save`."""
+
+    def restore(self, data: bytes) -> None:
+        """Go on from there; as `Feed.restore`."""
 
     def close(self) -> None:
         """End every process and thread, close every environment, free the shared memory."""
@@ -73,6 +80,31 @@ class Feed:
         except StopIteration as error:  # it would end the caller's loop without a word
             self.close()
             raise RuntimeError("feed: something raised StopIteration while collecting") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def save(self) -> bytes:
+        """Where it stands between two batches, with the state of its environments, for another feed of the same arguments, whatever
+        its arrangement and number of workers.
+
+        Raises:
+            EnvError: an environment cannot be saved, or the feed is collecting.
+        """
+        if not self._finalizer.alive:
+            raise RuntimeError("feed: it is closed")
+        return self._source.save()
+
+    def restore(self, data: bytes) -> None:
+        """Go on where a feed of the same arguments stood, with its environments. It runs what is in the data, as any pickle.
+
+        Raises:
+            EnvError: an environment cannot be restored; the feed is closed then.
+        """
+        if not self._finalizer.alive:
+            raise RuntimeError("feed: it is closed")
+        try:
+            self._source.restore(data)
         except BaseException:
             self.close()
             raise
@@ -230,7 +262,7 @@ class Fragments:
 
     Args:
         fill: collects into the buffer.
-        reset: opens all environments' episodes, with the seeds in the buffer.
+        environments: what is collected from.
         params: the packed parameters that acting reads.
         close: closes everything.
         revive: brings dead workers back, or raises.
@@ -242,7 +274,7 @@ class Fragments:
         setup: Setup,
         buffer: RolloutBuffer,
         fill: Callable[[], None],
-        reset: Callable[[], None],
+        environments: Environments,
         params: list[Tensor],
         close: Callable[[], None],
         revive: Callable[[WorkerError], None],
@@ -250,10 +282,11 @@ class Fragments:
     ) -> None:
         self.lost = 0
         self.close, self.interrupt, self.published = close, interrupt, Published(setup, params)
-        self._setup, self._buffer, self._fill, self._reset, self._revive = setup, buffer, fill, reset, revive
+        self._setup, self._buffer, self._fill, self._environments, self._revive = setup, buffer, fill, environments, revive
         self._draw = make_draw(setup)
         self._opened = False
         self._fragment = 0
+        self._attempts = 0
 
     def publish(self, state: Any) -> None:
         self.published.install(self.published.used(state))
@@ -261,14 +294,29 @@ class Fragments:
     def collect(self) -> Batch:
         while not self._attempt():
             self.lost += 1
+            self._attempts += 1
         return self._buffer.batch(self._setup.single, self._setup.keys.device)
+
+    def save(self) -> bytes:
+        lasting = {name: [x[-1].copy() for x in self._buffer.numpy[name]] for name in LASTING}
+        saved = self._environments.save() if self._opened else {}
+        return pickle.dumps((self._opened, self._fragment, self._attempts, lasting, saved))
+
+    def restore(self, data: bytes) -> None:
+        self._opened, self._fragment, self._attempts, lasting, saved = pickle.loads(data)
+        if self._opened:
+            seed(self._setup, self._buffer, self._attempts)
+            for name, leaves in lasting.items():
+                for place, x in zip(self._buffer.numpy[name], leaves, strict=True):
+                    place[-1] = x
+            self._environments.restore(saved)
 
     def _attempt(self) -> bool:
         """Collect a fragment; False if it was lost with a worker."""
         try:
             if not self._opened:
-                seed(self._setup, self._buffer, self.lost)
-                self._reset()
+                seed(self._setup, self._buffer, self._attempts)
+                self._environments.reset()
                 self._buffer.start(self._setup.policy.carry(self._setup.plan.n_envs))
                 self._opened = True
             self._fragment += 1
@@ -302,6 +350,12 @@ class Buffered:
         self.lost = self._inner.lost
         self._next = self._begin()
         return batch
+
+    def save(self) -> bytes:
+        raise EnvError("a buffered feed cannot be saved: it collects while its caller learns")
+
+    def restore(self, data: bytes) -> None:
+        self._inner.restore(data)
 
     def _begin(self) -> "Future[Batch]":
         self._inner.published.install(self._used)

@@ -14,6 +14,7 @@ from purerl import autoreset, spaces, tree
 from purerl.base import Algorithm, Batch, Inputs, Policy
 from purerl.nets import check_carry
 from purerl.spaces import blank_inputs, env_actions
+from purerl.transforms import shapes as shapes_of
 from purerl.transforms import trace, vmap
 
 # What is kept from before each step and after the last one, [T + 1, S, B, ...]: where a fragment ends, the next one begins.
@@ -57,8 +58,8 @@ def plan(policy: Algorithm | Policy, keys: Tensor, n_envs: int, n_steps: int, n_
     n_seeds = len(keys)
     tile = max(4, -(-n_envs // 4))  # fewer waste the matrix products, more leave workers with padding
     padded = -(-n_envs // tile) * tile
-    example = policy.acting(policy.init(keys[0].cpu()))
-    acting = [x[None].expand(n_seeds, *x.shape) for x in tree.leaves(example)]
+    example = policy.acting(shapes_of(policy.init, keys[0]))
+    acting = [torch.zeros(x.shape, dtype=x.dtype)[None].expand(n_seeds, *x.shape) for x in tree.leaves(example)]
     seen = blank_inputs(policy.spec, tile)
     noise = vmap(policy.draw)(torch.zeros((tile, 2), dtype=torch.int32))
     lanes = [tree.map(lambda x: x[None].expand(n_seeds, *x.shape), x) for x in (seen, policy.carry(tile), noise)]

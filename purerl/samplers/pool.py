@@ -1,6 +1,7 @@
 """The worker processes of a feed, and the memory they share."""
 
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from purerl.samplers.acting import make_act
 from purerl.samplers.feeds import Feed, Fragments, Setup, seed
 from purerl.samplers.fragments import Plan, RolloutBuffer, shared_block
 from purerl.samplers.schedules import Group, together
-from purerl.samplers.stepping import Options, make_stepper, name, seeds_of
+from purerl.samplers.stepping import EnvError, Options, Saved, make_stepper, name, seeds_of
 from purerl.samplers.workers import Job, WorkerError, Workers
 
 
@@ -50,7 +51,7 @@ class WorkerPool:
     """
 
     def __init__(self, setup: Setup, parts: Sequence[range], limits: Limits, closing: ExitStack, acts: bool) -> None:
-        self.setup, self._limits, self._restarts_left = setup, limits, limits.restarts
+        self.setup, self._limits, self._restarts_left, self._parts = setup, limits, limits.restarts, parts
         block = shared_block(setup.plan, processes.context(limits.start_method))
         self.buffer = RolloutBuffer(setup.plan, block)
         seed(setup, self.buffer, 0)
@@ -87,13 +88,43 @@ class WorkerPool:
 
     def feed(self, fill: Callable[[], None], params: list[Tensor]) -> Feed:
         """The feed of these workers."""
+        return Feed(Fragments(self.setup, self.buffer, fill, self, params, self._close, self.revive, self.workers.kill))
+
+    def reset(self) -> None:
+        """As `Environments.reset`."""
         everyone = range(len(self.workers))
+        self.order(everyone, b"r")
+        self.wait(everyone)
 
-        def reset() -> None:
-            self.order(everyone, b"r")
-            self.wait(everyone)
+    def save(self) -> Saved:
+        """As `Environments.save`."""
+        return dict(item for saved in self._ask(b"d", [b""] * len(self.workers)) for item in saved.items())
 
-        return Feed(Fragments(self.setup, self.buffer, fill, reset, params, self._close, self.revive, self.workers.kill))
+    def restore(self, saved: Saved) -> None:
+        """As `Environments.restore`."""
+        mine = [{place: one for place, one in saved.items() if place[1] in part} for part in self._parts]
+        self._ask(b"l", [pickle.dumps(one) for one in mine])
+
+    def _ask(self, order: bytes, data: Sequence[bytes]) -> list[Any]:
+        """What each worker says to its order; nobody is at work afterwards."""
+        sent, found, failed = [], [], None
+        for i, one in enumerate(data):
+            try:
+                self.workers.send(i, order, 0, one)
+                sent.append(i)
+            except WorkerError as error:
+                failed = error
+        for i in sent:
+            try:
+                found.append(pickle.loads(self.workers.receive(i)))
+            except WorkerError as error:
+                failed = error
+        if failed:
+            raise failed
+        for said in found:
+            if isinstance(said, str):
+                raise EnvError(said)
+        return found
 
     def revive(self, error: WorkerError) -> None:
         """Replace the workers that died or hang; all other environments begin anew as well."""
@@ -118,7 +149,7 @@ def _make_handler(
     options: Options,
     number: int,
     block: Any,
-) -> tuple[Callable[[bytes, int], None], Callable[[], None]]:
+) -> tuple[Callable[[bytes, int, bytes], bytes | None], Callable[[], None]]:
     """In a worker: its environments, its policy if it has one, and what its orders mean."""
     buffer = RolloutBuffer(plan, block)
     install(seeded(seeds_of(buffer, columns)[0]))  # the fork server's generators are the same in every worker
@@ -129,5 +160,18 @@ def _make_handler(
         assert act is not None
         together(Group(act, stepper.step, lambda: None), plan.n_steps)
 
-    orders: dict[bytes, Callable] = {b"s": stepper.step, b"r": lambda _: stepper.reset(), b"f": lambda _: fragment()}
-    return lambda order, t: orders[order](t), stepper.close
+    def told(f: Callable[[], Any]) -> bytes:
+        """What `f()` gives, or what is wrong with an environment: the worker goes on."""
+        try:
+            return pickle.dumps(f())
+        except EnvError as error:
+            return pickle.dumps(str(error))
+
+    orders: dict[bytes, Callable[[int, bytes], bytes | None]] = {
+        b"s": lambda t, _: stepper.step(t),
+        b"r": lambda *_: stepper.reset(),
+        b"f": lambda *_: fragment(),
+        b"d": lambda *_: told(stepper.save),
+        b"l": lambda _, data: told(lambda: stepper.restore(pickle.loads(data))),
+    }
+    return lambda order, t, data: orders[order](t, data), stepper.close

@@ -4,7 +4,7 @@ import copy
 import math
 import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from purerl import spaces
 from purerl.envs import GAME_OVER, RAISED, RAW_REWARD, HostEnv, route_mujoco_warnings
 from purerl.envs.generators import Streams
+from purerl.samplers import saving
 from purerl.samplers.fragments import RolloutBuffer
 
 FLAGS = (bool, np.bool_)
@@ -27,11 +28,32 @@ class EnvError(RuntimeError):
     """An environment raised, hung, or returned what its spaces do not allow; the message names it."""
 
 
-class Stepper(Protocol):
-    """Environments that read their actions from a rollout buffer and write what happens into it."""
+class Environments(Protocol):
+    """Those of a fragment, whoever steps them."""
 
     def reset(self) -> None:
         """Open every environment's first episode, with its seed; what it shows becomes what the last fragment left."""
+
+    def save(self) -> "Saved":
+        """Their state between two fragments.
+
+        Raises:
+            EnvError: one of them cannot be saved.
+        """
+
+    def restore(self, saved: "Saved") -> None:
+        """Go on with what `save` gave, in the place of the environments that there are.
+
+        Raises:
+            EnvError: one of them cannot be restored.
+        """
+
+
+Saved = Mapping[tuple[int, int], Any]  # of the environments by seed and column, or of a `VectorEnv` by those of its first one
+
+
+class Stepper(Environments, Protocol):
+    """Environments that read their actions from a rollout buffer and write what happens into it."""
 
     def step(self, t: int) -> None:
         """Step number `t` of the fragment."""
@@ -130,6 +152,21 @@ class Envs:
                 over = any(self._flag(j, *end) for end in zip(("terminated", "truncated"), ends, strict=True))
             self._see(self._buffer.plan.n_steps, j, obs)
             self._resets[j] = over
+
+    def save(self) -> Saved:
+        streams = self._streams.save()
+        return {
+            place: (self._call(j, "its saving", partial(saving.dumps, env)), self._resets[j], streams[j])
+            for j, (place, env) in enumerate(zip(self._places, self._envs, strict=True))
+        }
+
+    def restore(self, saved: Saved) -> None:
+        self.close()
+        mine = [saved[place] for place in self._places]
+        self._envs = [self._call(j, "its restoring", partial(saving.loads, data)) for j, (data, _, _) in enumerate(mine)]
+        self._resets = [resets for _, resets, _ in mine]
+        self._streams.reseed(seeds_of(self._buffer, self._columns))
+        self._streams.restore([stream for _, _, stream in mine])
 
     def _reset(self, j: int, seed: int | None = None) -> Any:
         """The observation that opens an episode."""
@@ -302,6 +339,17 @@ class Vector:
         if counts.any():
             obs = self._decorrelate(obs, seeds, counts)
         self._see(self._buffer.plan.n_steps, obs)
+
+    def save(self) -> Saved:
+        data = self._call("its saving", partial(saving.dumps, self._vec))
+        return {place(self._buffer, self._columns, 0): (data, self._over, *self._streams.save())}
+
+    def restore(self, saved: Saved) -> None:
+        self.close()
+        data, self._over, stream = saved[place(self._buffer, self._columns, 0)]
+        self._vec = self._call("its restoring", partial(saving.loads, data))
+        self._streams.reseed(seeds_of(self._buffer, self._columns)[:1])
+        self._streams.restore([stream])
 
     def _decorrelate(self, obs: Any, seeds: list[int], counts: np.ndarray) -> Any:
         """An environment is reset with its seed again when there are as many random steps left as it is to take."""

@@ -24,7 +24,8 @@ import torch
 
 from purerl.samplers.stepping import EnvError
 
-ORDER = struct.Struct("=cq")
+ORDER = struct.Struct("=cqq")  # what to do, a number, and how many bytes follow
+SIZE = struct.Struct("=q")
 START_SECONDS = 300.0
 GUARD = 'if __name__ == "__main__":'
 START_METHODS = ("forkserver", "spawn")
@@ -118,7 +119,8 @@ class Workers:
     """Processes that each hold one handler and run it when told to.
 
     Args:
-        jobs: for each worker what makes, in its process, its `handle(order, number)` and a function that closes it.
+        jobs: for each worker what makes, in its process, its `handle(order, number, data)`, which may return bytes, and a function
+            that closes it.
         names: what a user calls each worker's environments.
         heartbeat: `[n]` int64, shared: the call each worker is at; one that stays the same for `timeout` seconds hangs.
         hung: says what hangs from a worker's number and its heartbeat.
@@ -179,16 +181,19 @@ class Workers:
         finally:
             theirs.close()
 
-    def send(self, i: int, order: bytes, number: int = 0) -> None:
+    def send(self, i: int, order: bytes, number: int = 0, data: bytes = b"") -> None:
         """Give a worker an order; `receive` waits for its end."""
         try:
-            self._sockets[i].send(ORDER.pack(order, number))  # type: ignore[union-attr]
+            self._sockets[i].sendall(ORDER.pack(order, number, len(data)) + data)  # type: ignore[union-attr]
         except OSError:
             raise self._fail(i, self._died(i)) from None
         self._waiting[i] = True
 
-    def receive(self, i: int, timeout: float | None = None) -> None:
+    def receive(self, i: int, timeout: float | None = None) -> bytes:
         """Wait until a worker has carried out its order.
+
+        Returns:
+            What its handler did; nothing where that was None.
 
         Raises:
             EnvError: an environment raised, or returned what its spaces do not allow.
@@ -212,13 +217,25 @@ class Workers:
                 answer = b""
             if answer == b"k":
                 self._waiting[i] = False
-                return
+                return b""
+            if answer == b"v":
+                data = self._read_answer(i)
+                self._waiting[i] = False
+                return data
             if not answer:
                 raise self._fail(i, self._died(i))
             self._waiting[i] = False
             failed = self._read_failure(i)
             kind = EnvError if failed.is_env else RuntimeError
             raise kind(f"{failed.error}\n\nin worker {i}:\n{failed.trace}")
+
+    def _read_answer(self, i: int) -> bytes:
+        connection = self._sockets[i]
+        assert connection is not None
+        try:
+            return _read(connection, SIZE.unpack(_read(connection, SIZE.size))[0])
+        except OSError:
+            raise self._fail(i, self._died(i)) from None
 
     def _read_failure(self, i: int) -> Failed:
         with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):
@@ -312,9 +329,10 @@ def _serve(connection: socket.socket, job: Job, core: int | None, around: Surrou
         gc.collect()
         gc.freeze()
         connection.send(b"k")
-        while order := connection.recv(ORDER.size, socket.MSG_WAITALL):
-            handle(*ORDER.unpack(order))
-            connection.send(b"k")
+        while head := connection.recv(ORDER.size, socket.MSG_WAITALL):
+            order, number, size = ORDER.unpack(head)
+            answer = handle(order, number, _read(connection, size))
+            connection.sendall(b"k" if answer is None else b"v" + SIZE.pack(len(answer)) + answer)
     except OSError as error:
         if not isinstance(error, ConnectionError):
             _report(connection, error)
@@ -323,6 +341,22 @@ def _serve(connection: socket.socket, job: Job, core: int | None, around: Surrou
     finally:
         with contextlib.suppress(Exception):
             close()
+
+
+def _read(connection: socket.socket, n: int) -> bytes:
+    """So many bytes.
+
+    Raises:
+        ConnectionError: the other side has ended.
+    """
+    data, at = bytearray(n), 0
+    while at < n:
+        with contextlib.suppress(BlockingIOError):
+            more = connection.recv_into(memoryview(data)[at:])
+            if not more:
+                raise ConnectionResetError
+            at += more
+    return bytes(data)
 
 
 def settle_in(around: Surroundings) -> None:

@@ -4,14 +4,18 @@ import contextlib
 import ctypes
 import gc
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from purerl import checkpoint
-from purerl.training.programs import Lanes, Runner, initial_state, load_state, make_runner, with_empty_memory, without_memory
+from purerl import checkpoint, samplers
+from purerl.base import Algorithm, Env
+from purerl.envs import HostEnv
+from purerl.training.programs import Lanes, Runner, initial_state, make_runner, resumed_state, without_memory
 from purerl.training.reports import Evaluator, Failure, Figures, Hook, Moment, Progress, every
+from purerl.training.room import check_checkpoints, check_memory, held
 from purerl.training.run import Run, build, check_device, lanes, load_run, rows_written
 
 REPORT_EVERY = 0.2  # seconds
@@ -48,6 +52,7 @@ def train(
     Raises:
         CheckpointError: resuming, and none of the checkpoints is whole, or they are gone; not resuming, and there are some; or
             another process trains this run.
+        RoomError: there is no room for its donated memory, or for the checkpoints that hold it; nothing is taken or written then.
         Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
     """
     out = out.absolute()  # an environment may go to another folder
@@ -160,19 +165,39 @@ def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
         checkpoint.clean(folder, 0)
         return None, {}
     algo, env = build(run)
-    found, meta = load_state(out, run, algo, env)
+    found, meta = resumed_state(out, run, algo, env)
     checkpoint.clean(folder, int(meta["update"]) * algo.n_envs * algo.n_steps)
-    return found if run.checkpoint_replay else with_empty_memory(algo, found), meta
+    return found, meta
+
+
+def _environments(run: Run, env: Env | HostEnv, algo: Algorithm, meta: dict) -> dict | None:
+    """What `make_runner` takes of outside environments, from a checkpoint's meta; where that is nothing, it is said."""
+    if isinstance(env, Env):
+        return None
+    obstacle = samplers.obstacle(env, run.collecting.sampler, algo.n_envs * len(lanes(run)))
+    if obstacle:
+        said = f"the state of its environments cannot be saved ({obstacle}), so that a resumed run begins new episodes"
+        warnings.warn(f"{run.env}: {said}", stacklevel=4)
+        return None
+    known = {name: meta[name] for name in ("opened", "environments") if name in meta}
+    if meta.get("update", 0) and not known:
+        warnings.warn(f"{run.env}: the checkpoint is without the state of its environments; new episodes begin", stacklevel=4)
+    return known
 
 
 def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None], checkpoint_every: float) -> list[Failure]:
     check_device(run.device)
     algo, env = build(run)
+    memory, n_lanes = held(algo), len(lanes(run))
+    check_memory(memory, n_lanes, run.device, run.replay_folder)
+    if run.checkpoint_replay:
+        check_checkpoints(memory, n_lanes, out, run.replay_folder)
     found, meta = _start(run, out, resume)
     begin, seconds, lost = int(meta.get("update", 0)), float(meta.get("seconds", 0.0)), int(meta.get("lost", 0))
-    runner = make_runner(run, algo, env, initial_state(run, algo, env) if found is None else found, begin)
+    environments = _environments(run, env, algo, meta)
+    runner = make_runner(run, algo, env, initial_state(run, algo, env) if found is None else found, begin, environments)
     batch = algo.n_envs * algo.n_steps
-    n_updates, n_lanes = run.steps // batch, len(lanes(run))
+    n_updates = run.steps // batch
     row_every = max(1, n_updates // 100)
     figures = Figures(out, run, begin * batch)
     evaluator = Evaluator(run, algo.acting, out, begin * batch, int(meta.get("evaluated", begin * batch)), batch)
@@ -181,6 +206,7 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
 
     def save() -> None:
         now = {"update": runner.update, "seconds": time.monotonic() - start, "evaluated": evaluator.evaluated}
+        now |= runner.environments()
         update, tiles = runner.update, runner.tiles if run.checkpoint_replay else list(map(without_memory, runner.tiles))
         checkpoint.save_step(out / "checkpoints", update * batch, tiles, {**now, "lost": lost + runner.lost})
 

@@ -1,6 +1,7 @@
 """A run's lanes on their way: what is computed for all of them, and the threads that do it."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -11,12 +12,12 @@ import torch
 from tensordict import TensorClass, TensorDict
 from torch import Tensor
 
-from purerl import checkpoint, envs, random, samplers, tree
+from purerl import checkpoint, envs, random, samplers, storage, tree
 from purerl.base import Algorithm, Env
 from purerl.donation import Donated, is_spent
 from purerl.episodes import Episodes, averages, init_episodes, record_episodes
 from purerl.rollout import discount, fuse
-from purerl.training.run import Run, lanes
+from purerl.training.run import Run, build, lanes, load_run
 from purerl.transforms import compile, iterate, shapes, vmap
 
 LARGE = 200_000  # parameters from which an update is worth several threads
@@ -60,12 +61,14 @@ class Program(NamedTuple):
         advance: `advance(tile, n)`, n times one batch and one update in every lane; it yields the tile as it goes.
         threads: CPU threads of one call.
         lost: batches that were lost with a worker so far.
+        environments: what `host_program` takes as `begun` to go on from here; empty where that cannot be told.
         close: gives back processes and environments.
     """
 
     advance: Callable[[Lanes, int], Iterator[Step]]
     threads: int = 1
     lost: Callable[[], int] = lambda: 0
+    environments: Callable[[], dict[str, Any]] = dict
     close: Callable[[], None] = lambda: None
 
 
@@ -103,6 +106,10 @@ class Runner:
     def lost(self) -> int:
         """Batches that were lost with a worker."""
         return self._program.lost()
+
+    def environments(self) -> dict[str, Any]:
+        """The state of environments of the outside world, as `make_runner` takes it; empty where it is not known, or not wanted."""
+        return {} if wait(self._futures, 0).not_done else self._program.environments()
 
     def step(self, n: int) -> None:
         """Make n updates in every lane; after an error all lanes have made equally many, unless they write into memory, which
@@ -148,13 +155,18 @@ class Runner:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def make_runner(run: Run, algo: Algorithm, env: Env | envs.HostEnv, state: Lanes, update: int) -> Runner:
+def make_runner(
+    run: Run, algo: Algorithm, env: Env | envs.HostEnv, state: Lanes, update: int, environments: Mapping[str, Any] | None = None
+) -> Runner:
     """The run, about to go on from this state of all lanes, in which each has made so many updates.
 
     A pure environment's lanes run as tiles, at most as many as there are threads; others are one tile.
+
+    Args:
+        environments: as `Runner.environments` gave them; empty for new ones whose state can be told, None where it cannot.
     """
     if not isinstance(env, Env):
-        return Runner(host_program(algo, env, update, run), [state], update)
+        return Runner(host_program(algo, env, update, run, environments), [state], update)
     n_lanes, cores = len(state.going), torch.get_num_threads() if run.device == "cpu" else 1
     n_tiles = max(n for n in range(1, cores + 1) if n_lanes % n == 0)
     size = n_lanes // n_tiles
@@ -216,8 +228,13 @@ def pure_program(algo: Algorithm, env: Env) -> Program:
     return Program(advance)
 
 
-def host_program(algo: Algorithm, env: envs.HostEnv, start: int, run: Run) -> Program:
-    """Collect from outside, then update; about to make update number `start`."""
+def host_program(algo: Algorithm, env: envs.HostEnv, start: int, run: Run, begun: Mapping[str, Any] | None = None) -> Program:
+    """Collect from outside, then update; about to make update number `start`.
+
+    Args:
+        begun: `opened`, the update before which the environments were opened, and `environments`, their state (`Feed.save`); empty
+            for new ones, None where it cannot be told.
+    """
 
     def learn(state: HostState, batch: Any) -> tuple[HostState, TensorDict]:
         algo_state, info = algo.update(state.algo, batch)
@@ -228,23 +245,52 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int, run: Run) -> Pr
     threads = torch.get_num_threads() if n_params > LARGE else 1
     compiled = compile(vmap(guard(learn, example)), threads)
     feed: samplers.Feed | None = None
+    between = True  # two batches
+    opened = begun["opened"] if begun else start
+
+    def open_feed(key: Tensor) -> samplers.Feed:
+        keys = torch.vmap(lambda key: random.fold_in(key, opened))(key)
+        return samplers.make(env, algo, algo.n_envs, algo.n_steps, keys, **dataclasses.asdict(run.collecting))
+
+    def begin(key: Tensor) -> samplers.Feed:
+        nonlocal opened
+        found = open_feed(key)
+        try:
+            if begun:
+                found.restore(begun["environments"])
+            return found
+        except samplers.EnvError as error:
+            warnings.warn(f"{run.env}: {error}; new episodes begin", stacklevel=2)
+            opened = start
+            return open_feed(key)
 
     def advance(tile: Lanes, n: int) -> Iterator[Step]:
-        nonlocal feed
+        nonlocal feed, between
         state, going, updates = tile.learner, tile.going, tile.updates
         if feed is None:
-            keys = torch.vmap(lambda key: random.fold_in(key, start))(state.key)
-            feed = samplers.make(env, algo, algo.n_envs, algo.n_steps, keys, **dataclasses.asdict(run.collecting))
+            feed = begin(state.key)
             feed.publish(state.algo)
         for _ in range(n):
             packed, unpack = tree.pack(state, axes=1)
+            between = False
             batch = next(feed)
             packed, going, updates, info = compiled(packed, going, updates, batch)
             state = unpack(packed)
             yield Step(1, Lanes(learner=state, going=going, updates=updates), info)
             feed.publish(state.algo)
+            between = True
 
-    return Program(advance, threads, lambda: feed.lost if feed else 0, lambda: feed.close() if feed else None)
+    def environments() -> dict[str, Any]:
+        if begun is None or not between:
+            return {}
+        if feed is None:
+            return dict(begun)
+        try:
+            return {"opened": opened, "environments": feed.save()}
+        except (samplers.EnvError, samplers.WorkerError):
+            return {}
+
+    return Program(advance, threads, lambda: feed.lost if feed else 0, environments, lambda: feed.close() if feed else None)
 
 
 def make_init(algo: Algorithm, env: Env | envs.HostEnv, run: Run) -> Callable[..., Any]:
@@ -261,10 +307,34 @@ def make_init(algo: Algorithm, env: Env | envs.HostEnv, run: Run) -> Callable[..
 
 
 def initial_state(run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> Lanes:
-    """All lanes before their first step, each with its seed's key and its variant's numbers."""
+    """All lanes before their first step, each with its seed's key and its variant's numbers; their memory lies where it is to, and
+    holds the replay of another run if they begin with that."""
     keys = torch.stack([random.key(seed) for _, seed in lanes(run)]).to(run.device)
     hyper = {name: torch.tensor([float(variant[name]) for variant, _ in lanes(run)], device=run.device) for name in run.sweep}
-    return _before_all(run, algo, env, keys, hyper)
+    state = placed(run, lambda: _before_all(run, algo, env, keys, hyper))
+    if run.replay_from is not None:
+        _read_replay(Path(run.replay_from), algo, state)
+    return state
+
+
+def _read_replay(folder: Path, algo: Algorithm, lanes: Lanes) -> None:
+    """Read another run's replay into the lanes' own, where it lies: of each of its lanes into one, or of its only one into all."""
+    other = load_run(folder)
+    theirs, env = build(other)
+    source = template(other, theirs, env)
+    assert algo.replay is not None
+    assert theirs.replay is not None
+    own, wanted, n = (
+        tree.leaves(algo.replay(lanes.learner.algo)),
+        tree.leaves(theirs.replay(source.learner.algo)),
+        len(source.going),
+    )
+    places = {id(x): place[:n] for x, place in zip(wanted, own, strict=True)}
+    leaves, structure = tree.flatten(source)
+    into = tree.unflatten(structure, [places.get(id(x), x) for x in leaves])
+    checkpoint.newest(folder / "checkpoints", lambda path: checkpoint.load_into(path, into))
+    for x in own if n == 1 else ():
+        x[1:] = x[:1]
 
 
 def _before_all(run: Run, algo: Algorithm, env: Env | envs.HostEnv, keys: Tensor, hyper: dict[str, Tensor]) -> Lanes:
@@ -287,12 +357,31 @@ def load_state(
     Raises:
         CheckpointError: there is none.
     """
+    return checkpoint.load_newest(out / "checkpoints", template(run, algo, env), run.device, part)
+
+
+def resumed_state(out: Path, run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> tuple[Lanes, dict[str, Any]]:
+    """As `load_state`, ready to go on: with its memory, empty where it was not saved, where the run keeps it."""
+    if not run.checkpoint_replay:
+        found, meta = load_state(out, run, algo, env)
+        return placed(run, lambda: with_empty_memory(algo, found)), meta
+    if run.replay_folder is None:
+        return load_state(out, run, algo, env)
+    state = placed(run, lambda: template(run, algo, env))
+    return state, checkpoint.newest(out / "checkpoints", lambda path: checkpoint.load_into(path, state))
+
+
+def template(run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> Lanes:
+    """What a checkpoint of the run holds, as tensors without data."""
     n = len(lanes(run))
     keys, hyper = torch.zeros(n, 2, dtype=torch.int32), {name: torch.zeros(n) for name in run.sweep}
-    template = shapes(lambda keys, hyper: _before_all(run, algo, env, keys, hyper), keys, hyper)
-    if not run.checkpoint_replay:
-        template = without_memory(template)
-    return checkpoint.load_newest(out / "checkpoints", template, run.device, part)
+    found = shapes(lambda keys, hyper: _before_all(run, algo, env, keys, hyper), keys, hyper)
+    return found if run.checkpoint_replay else without_memory(found)
+
+
+def placed(run: Run, make: Callable[[], Lanes]) -> Lanes:
+    """The lanes that `make()` gives, their memory where the run keeps it."""
+    return make() if run.replay_folder is None else storage.mapped(make, Path(run.replay_folder))
 
 
 def without_memory(lanes: Lanes) -> Lanes:

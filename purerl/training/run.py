@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from purerl import algos, checkpoint, envs, logs, random, samplers, tree
+from purerl import algos, checkpoint, envs, logs, random, samplers
 from purerl import config as cfg
 from purerl.base import Algorithm, Env, EnvSpec
 from purerl.episodes import check_infos
+from purerl.storage import there
+from purerl.training.room import Held, check_memory, held
 from purerl.transforms import shapes
 
 
@@ -71,6 +73,8 @@ class Run:
         env_options: for the environment's constructor.
         collecting, evaluating: as their flags.
         checkpoint_replay: checkpoints hold the algorithm's donated memory, such as a replay; else it is empty after a resumption.
+        replay_folder: where that memory lies in files; in memory if None.
+        replay_from: the folder of the run with whose replay this one begins; None for an empty one.
     """
 
     algo: str
@@ -85,6 +89,8 @@ class Run:
     collecting: Collecting = Collecting()
     evaluating: Evaluating = Evaluating()
     checkpoint_replay: bool = True
+    replay_folder: str | None = None
+    replay_from: str | None = None
 
 
 def plan(
@@ -99,6 +105,8 @@ def plan(
     collecting: Collecting | None = None,
     evaluating: Evaluating | None = None,
     checkpoint_replay: bool = True,
+    replay_folder: Path | None = None,
+    replay_from: Path | None = None,
 ) -> Run:
     """Check a run before any work is done.
 
@@ -110,6 +118,7 @@ def plan(
 
     Raises:
         ValueError, ImportError: naming the field, its value and what is allowed.
+        RoomError: the lanes' donated memory, such as a replay, is larger than what there is.
     """
     algos.find(algo)
     for name, n, low in (("seeds", seeds, 1), ("steps", steps, 1), ("threads", threads, 0)):
@@ -130,17 +139,66 @@ def plan(
         check_sweep(algo, made.spec, default, name, values)
     length = {"total_steps": steps} if "total_steps" in start else {}
     config = {name: as_json(name, x) for name, x in {**start, **length, **overrides}.items() if name not in sweep}
-    evaluating = evaluating or Evaluating()
-    run = Run(algo, env, seeds, steps, config, sweep, device, threads, env_options, Collecting(), evaluating, checkpoint_replay)
+    run = Run(
+        algo,
+        env,
+        seeds,
+        steps,
+        config,
+        sweep,
+        device,
+        threads,
+        env_options,
+        evaluating=evaluating or Evaluating(),
+        checkpoint_replay=checkpoint_replay,
+        replay_folder=None if replay_folder is None else str(replay_folder.absolute()),
+        replay_from=None if replay_from is None else str(replay_from.absolute()),
+    )
     for variant in variants(run):  # all are of one batch
         found = algos.make(algo, made.spec, make_config(run, variant))
-    if not (checkpoint_replay or found.forget) and any(tree.donated(tree.structure(shapes(found.init, random.key(0))))):
+    memory = held(found)
+    if not (checkpoint_replay or found.forget) and memory.most:
         raise ValueError(f"checkpoint_replay = no: {algo} cannot go on with an empty memory, its record has no `forget`")
     n = found.n_envs * found.n_steps
     if steps < n:
         raise ValueError(f"steps = {steps} is less than one batch of n_envs * n_steps = {found.n_envs} * {found.n_steps} = {n}")
     check_device(device)
+    if replay_folder is not None:
+        check_folder(algo, memory, device, replay_folder)
+    if replay_from is not None:
+        check_replay(run, found, replay_from)
+    check_memory(memory, len(lanes(run)), device, run.replay_folder)
     return dataclasses.replace(run, collecting=choose(collecting or Collecting(), made, found.n_envs))
+
+
+def check_folder(algo: str, memory: Held, device: str, folder: Path) -> None:
+    """Raise a `ValueError` if an algorithm's memory cannot lie in files in this folder."""
+    if not memory.most:
+        raise ValueError(f"replay_folder = {folder}: {algo} has no donated memory, such as a replay, to lie there")
+    if device != "cpu":
+        raise ValueError(f"replay_folder = {folder} is for memory of the CPU, but device = {device!r}")
+    if not there(folder).is_dir():
+        raise ValueError(f"replay_folder = {folder} cannot be a folder: {there(folder)} is a file")
+
+
+def check_replay(run: Run, algo: Algorithm, folder: Path) -> None:
+    """Raise a `ValueError` if a run cannot begin with the replay that the run in a folder has saved."""
+    start, other = f"replay_from = {folder}", load_run(folder)
+    theirs, env = build(other)
+    if algo.replay is None or theirs.replay is None:
+        name = run.algo if algo.replay is None else f"its algorithm {other.algo}"
+        raise ValueError(f"{start}: {name} has no replay that another run could begin with, its record has no `replay`")
+    if env.spec.id != algo.spec.id:
+        raise ValueError(f"{start} is a run in {env.spec.id}, not in {algo.spec.id}")
+    if not (other.checkpoint_replay and checkpoint.newest_meta(folder / "checkpoints")):
+        raise ValueError(f"{start} has no checkpoint that holds a replay")
+    n, many = len(lanes(run)), len(lanes(other))
+    if many not in (1, n):
+        raise ValueError(f"{start} has {many} lanes, but this run has {n}: there may be as many, or one for all")
+    found, wanted = (read(shapes(init, random.key(0))) for read, init in ((theirs.replay, theirs.init), (algo.replay, algo.init)))
+    different = checkpoint.differences(*(checkpoint.kinds(checkpoint.named(replay)) for replay in (found, wanted)))
+    if different:
+        raise ValueError(f"{start} has a replay of another kind: {different}")
 
 
 def check_device(device: str) -> None:

@@ -96,8 +96,7 @@ def test_walks_need_no_streams_after_their_first_steps():
     with samplers.serial(Walk, algo, 2, 120, random.key(0)) as feed:
         feed.publish(algo.init(random.key(1)))
         next(feed)
-        stepper = feed._source._reset.__self__
-        assert stepper._streams.free
+        assert feed._source._environments._streams.free
 
 
 class Late(Drawing):

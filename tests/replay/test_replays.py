@@ -103,6 +103,8 @@ def small_of(state):
 def test_what_does_not_fit_is_said(make):
     with pytest.raises(ValueError, match=r"capacity = 12 is not more than n_step \* n_envs = 3 \* 4"):
         make(ENV.spec, 12, 4, n_step=3)
+    with pytest.raises(ValueError, match="capacity = 3000000000 takes 3000000004 rows, but a replay has at most 2147483647"):
+        make(ENV.spec, 3_000_000_000, 4)
     memory = make(ENV.spec, 40, 4)
     with pytest.raises(ValueError, match="a batch of 16 steps is too long for a replay that takes 10 at once"):
         memory.add(memory.init(None), next(batches(1)), ALPHA)

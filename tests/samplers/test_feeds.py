@@ -1,11 +1,13 @@
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import assert_trees_equal
+from conftest import assert_trees_equal, peak_growth
 
-from purerl import envs, make_a2c, make_ppo, random, samplers, tree, vmap
-from purerl.algos import A2CConfig, PPOConfig
+from purerl import envs, make_a2c, make_dqn, make_ppo, random, samplers, tree, vmap
+from purerl.algos import A2CConfig, DQNConfig, PPOConfig
 from purerl.rollout import draw_ahead
 
 
@@ -89,6 +91,23 @@ def test_seeds_do_not_disturb_each_other():
         alone = [next(feed) for _ in range(2)]
     for many, one in zip(together, alone, strict=True):
         assert_trees_equal(many[1], one, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system tells no peak")
+def test_a_feed_makes_no_memory_of_the_policy():
+    """Such as a replay, which the learner has and acting does not need."""
+    host = envs.make("gym:CartPole-v1")
+    algo = make_dqn(host.spec, DQNConfig(capacity=4_000_000))
+
+    def collect(algo):
+        with samplers.serial(host, algo, 1, 4, random.key(1)) as feed:
+            feed.publish(small.init(random.key(0)))
+            return next(feed)
+
+    small = make_dqn(host.spec, DQNConfig())
+    collect(small)
+    grown, _ = peak_growth(lambda: collect(algo))
+    assert grown < 40e6  # of 150
 
 
 def test_misuse():

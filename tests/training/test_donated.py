@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shutil
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from conftest import assert_trees_equal, peak_growth
 from tensordict import TensorDict
 
-from purerl import Donated, checkpoint, donation, training, tree
+from purerl import Donated, checkpoint, donation, storage, training, tree
 from purerl.cli import main
 
 
@@ -61,11 +62,10 @@ def test_an_interrupted_run_is_resumed_with_the_same_bits(env, tmp_path):
     training.train(run, tmp_path / "whole")
     whole = final(tmp_path / "whole", run)
     assert whole.learner.algo.memory.memory["reward"].abs().sum() > 0
-    if env == "CartPole-v1":  # an environment of the outside world begins anew
-        training.prepare(tmp_path / "cut", run)
-        interrupt(run, tmp_path / "cut", 160)
-        training.train(run, tmp_path / "cut", resume=True)
-        assert_trees_equal(final(tmp_path / "cut", run), whole)
+    training.prepare(tmp_path / "cut", run)
+    interrupt(run, tmp_path / "cut", 160)
+    training.train(run, tmp_path / "cut", resume=True)
+    assert_trees_equal(final(tmp_path / "cut", run), whole)
     again = training.plan("replaying:make", env, 1, 640, {"lr": 1e-2})
     training.prepare(tmp_path / "lone", again)
     training.train(again, tmp_path / "lone")  # the lane of seed 0 and lr = 0.01
@@ -86,8 +86,8 @@ def interrupt(run, out, steps):
 DQN = {"n_envs": 2, "n_steps": 4, "capacity": 64, "batch_size": 8, "replay_ratio": 2.0, "learning_starts": 16, "hidden": (8,)}
 
 
-def dqn(out, **kwargs):
-    run = training.plan("dqn", "CartPole-v1", 1, 160, DQN, **kwargs)
+def dqn(out, seeds=1, **kwargs):
+    run = training.plan("dqn", "CartPole-v1", seeds, 160, DQN, **kwargs)
     training.prepare(out, run)
     return run
 
@@ -123,6 +123,126 @@ def test_a_replay_is_resumed_from_chunks_or_begins_empty(tmp_path, monkeypatch):
     assert ended.updates.item() == 2 * 18
     found = CliRunner().invoke(main, ["eval", str(tmp_path / "bare"), "--episodes", "1"])
     assert found.exit_code == 0, found.output
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_replay_in_files_gives_the_same_bits(tmp_path, monkeypatch, kept):
+    """Also of a run that is interrupted, with its replay in its checkpoints or without."""
+    monkeypatch.setattr(storage, "LARGE", 256)
+    monkeypatch.setattr(training.loop, "REPORT_EVERY", 1e-9)
+    places = []
+
+    def train(out, cut, **kwargs):
+        run = dqn(out, seeds=2, checkpoint_replay=kept, **kwargs)
+        if cut:
+            interrupt(run, out, 80)
+        training.train(run, out, resume=cut, report=lambda progress: places.append(maps()))
+        if kwargs:
+            assert [f"{tmp_path}/files/" in line for line in places] == [True] * len(places)
+        return final(out, run)
+
+    def maps():
+        return Path("/proc/self/maps").read_text()
+
+    for cut in (False, True):
+        here = train(tmp_path / f"here {cut}", cut)
+        places.clear()
+        there = train(tmp_path / f"there {cut}", cut, replay_folder=tmp_path / "files")
+        assert_trees_equal(there, here)
+        assert there.learner.algo.updates.tolist() == [2 * (19 if kept or not cut else 18)] * 2
+        assert list((tmp_path / "files").iterdir()) == []
+    assert training.load_run(tmp_path / "there True").replay_folder == str(tmp_path / "files")
+
+
+def test_a_folder_for_a_replay_that_cannot_be(tmp_path):
+    def train(*args):
+        return CliRunner().invoke(
+            main, ["train", *args, "--replay-folder", str(tmp_path / "file" / "deep"), "--out", str(tmp_path / "x")]
+        )
+
+    (tmp_path / "file").write_text("")
+    found = train("ppo", "--env", "CartPole-v1")
+    assert f"replay_folder = {tmp_path}/file/deep: ppo has no donated memory, such as a replay, to lie there" in found.output
+    found = train("dqn", "--env", "CartPole-v1")
+    assert f"replay_folder = {tmp_path}/file/deep cannot be a folder: {tmp_path}/file is a file" in found.output
+    with pytest.raises(ValueError, match="is for memory of the CPU, but device = 'cuda'"):
+        training.run.check_folder("dqn", training.room.Held(1, "x"), "cuda", tmp_path)
+    assert not (tmp_path / "x").exists()
+
+
+def first(out, run):
+    """The state that a run begins with."""
+    return checkpoint.load(out / "checkpoints" / "step_000000000000.safetensors", template(run))[0]
+
+
+def template(run):
+    return training.programs.template(run, *training.build(run))
+
+
+@pytest.mark.parametrize(("seeds", "kwargs"), [(1, {}), (2, {"replay_folder": "files"}), (2, {})])
+def test_a_run_begins_with_the_replay_of_another(tmp_path, monkeypatch, uncompiled, seeds, kwargs):
+    """Of each lane, or of one for all; it learns from it at once."""
+    monkeypatch.setattr(checkpoint, "KEEP", 100)
+    kwargs = {name: tmp_path / x for name, x in kwargs.items()}
+    source = dqn(tmp_path / "source", seeds=seeds if kwargs else 1)
+    training.train(source, tmp_path / "source")
+    theirs = final(tmp_path / "source", source).learner.algo.replay
+    run = training.plan("c51", "gym:CartPole-v1", seeds, 80, DQN, replay_from=tmp_path / "source", **kwargs)
+    training.prepare(tmp_path / "run", run)
+    training.train(run, tmp_path / "run")
+    begun, ended = first(tmp_path / "run", run).learner.algo, final(tmp_path / "run", run).learner.algo
+    for lane in range(seeds):
+        assert_trees_equal(tree.index(begun.replay, lane), tree.index(theirs, lane if kwargs else 0))
+    assert begun.replay.steps.n_added.tolist() == [80] * seeds
+    assert ended.replay.steps.n_added.tolist() == [120] * seeds
+    assert begun.steps.tolist() == [0] * seeds
+    assert ended.updates.tolist() == [20] * seeds  # two a batch, from the first one on
+    assert training.load_run(tmp_path / "run").replay_from == str(tmp_path / "source")
+
+
+def test_a_run_that_begins_with_a_replay_is_resumed_without_the_other(tmp_path, uncompiled):
+    source = dqn(tmp_path / "source")
+    training.train(source, tmp_path / "source")
+    whole = dqn(tmp_path / "whole", replay_from=tmp_path / "source")
+    training.train(whole, tmp_path / "whole")
+    dqn(tmp_path / "cut", replay_from=tmp_path / "source")
+    interrupt(whole, tmp_path / "cut", 80)
+    shutil.rmtree(tmp_path / "source")
+    training.train(whole, tmp_path / "cut", resume=True)
+    assert_trees_equal(final(tmp_path / "cut", whole), final(tmp_path / "whole", whole))
+
+
+def test_a_replay_that_a_run_cannot_begin_with_is_refused_by_name(tmp_path, uncompiled):
+    def refused(message, algo="dqn", env="CartPole-v1", seeds=1, source="one", **config):
+        with pytest.raises(ValueError, match=rf"^replay_from = {tmp_path / source}{message}$"):
+            training.plan(algo, env, seeds, 640, {**(DQN if algo == "dqn" else {}), **config}, replay_from=tmp_path / source)
+
+    def source(name, run):
+        training.prepare(tmp_path / name, run)
+        training.train(run, tmp_path / name)
+
+    source("one", training.plan("dqn", "CartPole-v1", 1, 160, DQN))
+    source("two", training.plan("dqn", "CartPole-v1", 2, 160, DQN))
+    source("bare", training.plan("dqn", "CartPole-v1", 1, 160, DQN, checkpoint_replay=False))
+    source("a2c", training.plan("a2c", "CartPole-v1", 1, 160, {"hidden": (8,)}))
+    dqn(tmp_path / "begun")
+    kind = " has a replay of another kind: "
+    refused(kind + r"steps.content.memory.obs is F32 \[66, 4\], not F32 \[130, 4\]; .*", capacity=128)
+    refused(kind + r".*steps.valid is BOOL \[2\], not BOOL \[1\].*", n_envs=1)
+    refused(kind + r"it has no index.tree.memory.sums; .*; nothing is called index.rows.memory.rows any more.*", prioritized=True)
+    refused(" is a run in CartPole-v1, not in Acrobot-v1", env="Acrobot-v1")
+    refused(" has 2 lanes, but this run has 3: there may be as many, or one for all", seeds=3, source="two")
+    refused(" has no checkpoint that holds a replay", source="bare")
+    refused(" has no checkpoint that holds a replay", source="begun")
+    refused(r": its algorithm a2c has no replay that another run could begin with, its record has no `replay`", source="a2c")
+    refused(": a2c has no replay that another run could begin with, its record has no `replay`", algo="a2c")
+    with pytest.raises(ValueError, match=r"^/.*/none: holds no run"):
+        training.plan("dqn", "CartPole-v1", 1, 640, DQN, replay_from=tmp_path / "none")
+    flags = ["--env", "CartPole-v1", "--steps", "640", "--out", str(tmp_path / "run"), "--replay-from", str(tmp_path / "one")]
+    found = CliRunner().invoke(main, ["train", "dqn", *flags])
+    assert found.exit_code == 1
+    assert "has a replay of another kind: steps.content.memory.obs is F32 [66, 4], not F32 [10001, 4]" in found.output
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_algorithm_that_cannot_forget_is_refused_before_any_work(tmp_path):

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_trees_equal
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.wrappers import common as time_limit
 from tensordict import TensorDict
 from worlds import Faulty
 
@@ -111,6 +113,82 @@ def test_host_run_logs_resumes_and_evaluates(tmp_path):
     assert [int(row["Diagnostics/CumSteps"]) for row in table] == list(range(32, 961, 32))
 
 
+PPO = {"hidden": (8,), "n_envs": 4, "n_steps": 8, "n_minibatches": 2, "epochs": 2}
+DQN = {"hidden": (8,), "n_envs": 4, "n_steps": 4, "capacity": 200, "batch_size": 8, "replay_ratio": 1.0, "learning_starts": 32}
+
+
+@pytest.mark.parametrize("sampler", ["serial", "parallel"])
+@pytest.mark.parametrize(("algo", "env", "config"), [("ppo", "HalfCheetah-v5", PPO), ("dqn", "gym:CartPole-v1", DQN)])
+def test_environments_of_the_outside_world_go_on_where_they_were(tmp_path, uncompiled, monkeypatch, algo, env, config, sampler):
+    """A run that is interrupted twice ends with the bits of one that is not."""
+    monkeypatch.setattr(training.loop, "REPORT_EVERY", 1e-9)
+    collecting = training.Collecting(sampler=sampler, n_workers=2 if sampler == "parallel" else 0)
+    run = training.plan(algo, env, 2, 960, config, collecting=collecting)
+    for name in ("whole", "cut"):
+        training.prepare(tmp_path / name, run)
+    training.train(run, tmp_path / "whole")
+    interrupt(run, tmp_path / "cut", 320)
+    interrupt(run, tmp_path / "cut", 640, resume=True)
+    training.train(run, tmp_path / "cut", resume=True)
+    assert_trees_equal(final_state(tmp_path / "cut")[0], final_state(tmp_path / "whole")[0])
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    assert len({row["ReturnAverage"] for row in rows(tmp_path / "whole")}) > 1 or algo == "ppo"
+
+
+def test_what_is_known_of_environments_is_kept_until_they_are_there(tmp_path, small_run):
+    run = small_run(tmp_path, "gym:CartPole-v1")
+    algo, env = training.build(run)
+    for known in ({"opened": 3, "environments": b"state"}, {}, None):
+        runner = training.make_runner(run, algo, env, training.initial_state(run, algo, env), 7, known)
+        assert runner.environments() == (known or {})
+        runner.close()
+
+
+def test_environments_that_cannot_be_saved_are_named(tmp_path, small_run, monkeypatch):
+    run = small_run(tmp_path, "ALE/Pong-v5", steps=64)
+    said = r"^ALE/Pong-v5: the state of its environments cannot be saved \(TypeError: cannot pickle 'ALEVectorInterface' object\)"
+    with pytest.warns(UserWarning, match=said) as told:
+        training.train(run, tmp_path)
+    assert len(told) == 1
+    assert "environments" not in training.load_state(tmp_path, run, *training.build(run))[1]
+    longer = dataclasses.replace(run, steps=96)
+    with pytest.warns(UserWarning, match=said) as told:
+        training.train(longer, tmp_path, resume=True)
+    assert len(told) == 1
+
+
+def test_a_run_that_ends_while_its_environments_are_stepped_begins_new_episodes(tmp_path, small_run, monkeypatch):
+    run = small_run(tmp_path, "gym:CartPole-v1", collecting=training.Collecting(sampler="serial"))
+    step, calls = CartPoleEnv.step, []
+
+    def fail(self, action):
+        calls.append(action)
+        if len(calls) == 200:
+            raise ZeroDivisionError("the world ended")
+        return step(self, action)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CartPoleEnv, "step", fail)
+        with pytest.raises(samplers.EnvError, match="the world ended"):
+            training.train(run, tmp_path)
+    meta = training.load_state(tmp_path, run, *training.build(run))[1]
+    assert meta["update"] == 6
+    assert "environments" not in meta
+    with pytest.warns(UserWarning, match="gym:CartPole-v1: the checkpoint is without the state of its environments; new"):
+        training.train(run, tmp_path, resume=True)
+
+
+def test_environments_that_cannot_be_restored_begin_new_episodes(tmp_path, small_run, monkeypatch):
+    run = small_run(tmp_path, "gym:CartPole-v1", collecting=training.Collecting(sampler="serial"))
+    interrupt(run, tmp_path, 320)
+    monkeypatch.delattr(time_limit, "TimeLimit")
+    with pytest.warns(
+        UserWarning, match=r"gym:CartPole-v1: environment 0: its restoring raised AttributeError: .*; new episodes begin"
+    ):
+        training.train(run, tmp_path, resume=True)
+    assert final_state(tmp_path)[1]["update"] == 20
+
+
 def test_evaluate_plays_whole_episodes():
     for id in ("CartPole-v1", "gym:CartPole-v1"):
         env = envs.make(id)
@@ -135,7 +213,7 @@ def small_run(uncompiled):
     return prepare
 
 
-def interrupt(run, out, steps, error=KeyboardInterrupt):
+def interrupt(run, out, steps, error=KeyboardInterrupt, resume=False):
     """Train up to about so many steps, and raise."""
 
     def report(progress):
@@ -143,7 +221,7 @@ def interrupt(run, out, steps, error=KeyboardInterrupt):
             raise error
 
     with pytest.raises(error):
-        training.train(run, out, report=report)
+        training.train(run, out, resume, report)
 
 
 def test_a_lane_that_has_stopped_stands_still(tmp_path, monkeypatch, small_run):
@@ -570,7 +648,8 @@ def test_a_run_through_any_sampler(tmp_path, sampler):
     assert last["Diagnostics/LostFragments"] == "0"
 
 
-def faulty(tmp_path, fault, restarts):
+def faulty(tmp_path, monkeypatch, fault, restarts):
+    monkeypatch.setattr(samplers.saving, "STEPS", 5)  # a trial shall not come so far
     (tmp_path / "flag").write_text("")
     options = {"fault": fault, "at": 30, "flag": str(tmp_path / "flag")}
     collecting = training.Collecting(sampler="parallel", n_workers=2, restarts=restarts)
@@ -579,8 +658,8 @@ def faulty(tmp_path, fault, restarts):
     return run
 
 
-def test_training_goes_on_without_a_worker_that_died(tmp_path):
-    run = faulty(tmp_path, "die", restarts=1)
+def test_training_goes_on_without_a_worker_that_died(tmp_path, monkeypatch):
+    run = faulty(tmp_path, monkeypatch, "die", restarts=1)
     with pytest.warns(UserWarning, match="it is replaced, a fragment is lost"):
         training.train(run, tmp_path / "run")
     _, rows = read_rows(tmp_path / "run" / "seed_000" / "progress.csv")
@@ -589,8 +668,8 @@ def test_training_goes_on_without_a_worker_that_died(tmp_path):
 
 
 @pytest.mark.parametrize(("fault", "error"), [("die", samplers.WorkerError), ("raise", samplers.EnvError)])
-def test_what_cannot_go_on_leaves_a_whole_checkpoint(tmp_path, fault, error):
-    run = faulty(tmp_path, fault, restarts=0)
+def test_what_cannot_go_on_leaves_a_whole_checkpoint(tmp_path, monkeypatch, fault, error):
+    run = faulty(tmp_path, monkeypatch, fault, restarts=0)
     with pytest.raises(error):
         training.train(run, tmp_path / "run")
     state, meta = training.load_state(tmp_path / "run", run, *training.build(run))

@@ -1,17 +1,20 @@
 """What a GPU does: `python examples/bench_gpu.py`. First that it computes the same, then how fast.
 
-Without a GPU it runs on the CPU with small sizes, so that it is known to work before a GPU is at hand.
+Without a GPU it runs on the CPU with small sizes, so that it is known to work before a GPU is at hand. Only PPO is compiled then:
+every program takes a minute there.
 """
 
+import dataclasses
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorClass, TensorDict
@@ -22,6 +25,7 @@ from purerl import (
     EnvSpec,
     Inputs,
     PPOConfig,
+    algos,
     compile,
     envs,
     fuse,
@@ -37,50 +41,65 @@ from purerl import (
 )
 from purerl.evaluate import evaluate
 from purerl.logs import RATE, read_rows
+from purerl.transforms import repeat
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 START = time.perf_counter()
-STEPS = 512_000 if DEVICE == "cuda" else 5 * 512  # of a lane
+ON_GPU = DEVICE == "cuda"
+STEPS = 512_000 if ON_GPU else 5 * 512  # of a lane
+TURNS, REPEATS = (10, 3) if ON_GPU else (1, 1)  # of what is replayed, and of a measurement
 
 
 def say(text: str) -> None:
     print(f"[{time.perf_counter() - START:5.0f} s] {text}", flush=True)
 
 
+def program(f: Callable, threads: int = 1) -> Callable:
+    """`compile` on a GPU."""
+    return compile(f, threads) if ON_GPU else f
+
+
+def turns(step: Callable) -> Callable:
+    """`iterate` on a GPU."""
+    return iterate(step) if ON_GPU else lambda state, n: repeat(step, state, torch.tensor(n))
+
+
 def wait() -> None:
-    if DEVICE == "cuda":
+    if ON_GPU:
         torch.cuda.synchronize()
 
 
-def seconds(f: Callable[[], object], n: int) -> float:
-    """Of one call, the median of n."""
+def seconds(f: Callable[[], object]) -> float:
+    """Of one call, the median of some after one that is not counted, in which it may compile."""
     times = []
-    for _ in range(n):
+    for _ in range(1 + REPEATS):
         wait()
         start = time.perf_counter()
         f()
         wait()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(times[1:])
 
 
 def draws() -> None:
-    here, there = random.key(7), random.key(7, DEVICE)
-    found = {
-        "bits": lambda key: random.bits(key, (1001,)),
-        "split": lambda key: random.split(key, 5),
-        "uniform": lambda key: random.uniform(key, (1001,)),
-        "randint": lambda key: random.randint(key, (1001,), -3, 9),
-        "permutation": lambda key: random.permutation(key, 1001),
-        "bernoulli": lambda key: random.bernoulli(key, 0.3, (1001,)),
-        "normal": lambda key: random.normal(key, (1001,)),
-    }
-    for name, draw in found.items():
-        a, eager, compiled = draw(here), draw(there).cpu(), compile(draw)(there).cpu()
+    def found(key: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {
+            "bits": random.bits(key, (1001,)),
+            "split": random.split(key, 5),
+            "uniform": random.uniform(key, (1001,)),
+            "randint": random.randint(key, (1001,), -3, 9),
+            "permutation": random.permutation(key, 1001),
+            "bernoulli": random.bernoulli(key, 0.3, (1001,)),
+            "normal": random.normal(key, (1001,)),
+        }
+
+    here, there = found(random.key(7)), random.key(7, DEVICE)
+    eager, compiled = found(there), program(found)(there)
+    for name, x in here.items():
         exact = name != "normal"  # a logarithm and a cosine of another library
-        torch.testing.assert_close(eager, a, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6)
-        torch.testing.assert_close(compiled, a, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6)
-    say(f"{', '.join(found)}: as on the CPU, bit for bit but the last, eager and compiled")
+        torch.testing.assert_close(eager[name].cpu(), x, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6)
+        torch.testing.assert_close(compiled[name].cpu(), x, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6)
+    say(f"{', '.join(here)}: as on the CPU, bit for bit but the last, eager and compiled")
 
 
 def one_update() -> None:
@@ -113,8 +132,8 @@ def donation() -> None:
         return Ring(memory=memory, cursor=torch.arange(2, device=device))
 
     here, there = rings("cpu"), rings(DEVICE)
-    step, place = compile(vmap(add)), there.memory.memory["x"].data_ptr()
-    run = iterate(step)
+    step, place = program(vmap(add)), there.memory.memory["x"].data_ptr()
+    run = turns(vmap(add))
     for n in (1, 3):
         there, _ = run(there, n)
         for _ in range(n):
@@ -124,6 +143,41 @@ def donation() -> None:
     assert there.memory.memory["x"].data_ptr() == place, "the memory has moved"
     torch.testing.assert_close(there.memory.memory["x"].cpu(), here.memory.memory["x"], rtol=0, atol=0)
     say("donated memory: written in place, as on the CPU, bit for bit")
+
+
+def value_updates(name: str) -> None:
+    """Updates from a replay, which is written where it is."""
+    env = envs.make("CartPole-v1")
+    config = dataclasses.replace(
+        algos.default_config(name, env.spec),
+        n_steps=8,
+        capacity=64,
+        batch_size=16,
+        replay_ratio=4.0,
+        learning_starts=16,
+        adam_eps=1e-4,  # or steps along gradients that are nearly zero would be rounding errors
+        hidden=(32, 32),
+    )
+    algo = algos.make(name, env.spec, config)
+    init, step = fuse(algo, env)
+    here = vmap(init)(random.split(random.key(0), 3))
+    there = tree.map(lambda x: x.to(DEVICE, copy=True), here)
+    places = [x.data_ptr() for x in memories(there)]
+    run = turns(vmap(step))
+    for n in (1, 5):
+        here, _ = repeat(vmap(step), here, torch.tensor(n))
+        there, _ = run(there, n)
+    assert [x.data_ptr() for x in memories(there)] == places, "the replay has moved"
+    assert (here.algo.updates == 10).all(), "other than two updates a step, from the second on"
+    for a, b in zip(tree.leaves(here.algo), tree.leaves(there.algo), strict=True):
+        torch.testing.assert_close(b.cpu(), a, rtol=1e-3, atol=1e-4)
+    say(f"{name}'s state after ten updates: as on the CPU, to 1e-4; its replay is written in place")
+
+
+def memories(state: Any) -> list[torch.Tensor]:
+    """What is donated in a state."""
+    leaves, structure = tree.flatten(state)
+    return [x for x, is_donated in zip(leaves, tree.donated(structure), strict=True) if is_donated]
 
 
 class Cell(nn.Module):
@@ -151,7 +205,7 @@ def memory() -> None:
     init, step = fuse(algo, env)
     state = vmap(init)(random.split(random.key(0), 2))
     here, _ = vmap(step)(state)
-    there, _ = compile(vmap(step))(tree.map(lambda x: x.to(DEVICE), state))
+    there, _ = program(vmap(step))(tree.map(lambda x: x.to(DEVICE), state))
     for a, b in zip(tree.leaves(here.algo.params), tree.leaves(there.algo.params), strict=True):
         torch.testing.assert_close(b.cpu(), a, rtol=1e-4, atol=1e-5)
     with samplers.central(host, algo, 4, 8, random.split(random.key(0, DEVICE), 2), n_workers=2) as feed:
@@ -162,66 +216,88 @@ def memory() -> None:
     say(f"a policy with a memory: as on the CPU to 1e-5, sampled and evaluated there, {lengths[0]:.0f} steps")
 
 
-def cartpole(seeds: int) -> None:
-    env = envs.make("CartPole-v1")
-    algo = make_ppo(env.spec, PPOConfig(total_steps=STEPS))
+def fused(name: str, env_id: str, seeds: int, config: Mapping[str, Any] = {}) -> tuple[Callable, tuple, int]:
+    """A training run's step of all seeds, its first state, and how many steps of the environment it takes."""
+    env = envs.make(env_id)
+    algo = algos.make(name, env.spec, dataclasses.replace(algos.default_config(name, env.spec), total_steps=STEPS, **config))
     init, step = fuse(algo, env)
-    keys = random.split(random.key(0, DEVICE), seeds)
-    packed, _ = tree.pack(vmap(init)(keys), axes=1)
-    compiled = compile(vmap(training.guard(step, init(random.key(0)))))
+    packed, _ = tree.pack(vmap(init)(random.split(random.key(0, DEVICE), seeds)), axes=1)
+    guarded = vmap(training.guard(step, init(random.key(0))))
     going = torch.ones(seeds, dtype=torch.bool, device=DEVICE)
-    state = packed, going, torch.zeros_like(going, dtype=torch.int64)
 
     def one(state: tuple) -> tuple:
-        packed, going, updates, info = compiled(*state)
+        packed, going, updates, info = guarded(*state)
         return (packed, going, updates), info
 
-    start = time.perf_counter()
-    one(state)
-    wait()
-    compilation = time.perf_counter() - start
-    call = seconds(lambda: one(state), 5)
-    run = iterate(one)
-    replayed = run(state, 3)[0]
+    return one, (packed, going, torch.zeros_like(going, dtype=torch.int64)), algo.n_envs * algo.n_steps * seeds
+
+
+def replay(seeds: int) -> None:
+    """Steps that are replayed give the numbers of single calls, sooner."""
+    one, state, _ = fused("ppo", "CartPole-v1", seeds, {} if ON_GPU else {"n_steps": 8})
+    single, run = program(one), turns(one)
+    call = seconds(lambda: single(state))
+    replayed, _ = run(state, 3)
+    step_s = seconds(lambda: run(state, TURNS)) / TURNS
     for _ in range(3):
-        state, _ = one(state)
+        state, _ = single(state)
     same = all(torch.equal(a, b) for a, b in zip(tree.leaves(replayed), tree.leaves(state), strict=True))
-    step_s = seconds(lambda: run(state, 10), 3) / 10
-    rate = algo.n_envs * algo.n_steps * seeds / step_s
     say(
-        f"PPO CartPole-v1, {seeds:5} seeds: compiled in {compilation:.1f} s; one call {call * 1e3:.2f} ms, replayed "
-        f"{step_s * 1e3:.2f} ms a step = {rate:,.0f} steps/s in all; the same numbers: {same}"
+        f"PPO CartPole-v1, {seeds} seeds: one call {call * 1e3:.2f} ms, replayed {step_s * 1e3:.2f} ms a step; "
+        f"the same numbers: {same}"
+    )
+
+
+def speed(name: str, env_id: str, seeds: int, turns: Callable = turns, config: Mapping[str, Any] = {}) -> None:
+    """Steps a second of a run that is fused."""
+    one, state, n_steps = fused(name, env_id, seeds, config)
+    run = turns(one)
+
+    def advance() -> None:  # who keeps a state that holds a replay could not go on from it twice
+        nonlocal state
+        state, _ = run(state, TURNS)
+
+    start = time.perf_counter()
+    advance()
+    wait()
+    first = time.perf_counter() - start
+    step_s = seconds(advance) / TURNS
+    say(
+        f"{name} {env_id}, {seeds:5} seeds: the first call {first:.1f} s; {step_s * 1e3:.2f} ms a step of "
+        f"{n_steps // seeds} = {n_steps / step_s:,.0f} steps/s in all"
     )
 
 
 def pong(precision: str) -> None:
     """The update of PPO with the Nature CNN, and the collecting with its network on the device."""
+    n_envs, n_steps = (8, 128) if ON_GPU else (2, 4)
     env = envs.make("ALE/Pong-v5")
-    algo = make_ppo(env.spec, PPOConfig(n_envs=8, clip=0.1, shared_torso=True, total_steps=STEPS, precision=precision))
+    config = PPOConfig(n_envs=n_envs, clip=0.1, shared_torso=True, total_steps=STEPS, precision=precision)
+    algo = make_ppo(env.spec, config)
     keys = random.split(random.key(0, DEVICE), 1)
     state = vmap(algo.init)(keys)
-    learn = compile(vmap(algo.update), threads=torch.get_num_threads())
-    with samplers.central(env, algo, 8, 128, keys) as feed:
+    learn = program(vmap(algo.update), threads=torch.get_num_threads())
+    with samplers.central(env, algo, n_envs, n_steps, keys) as feed:
         feed.publish(state)
         batch = next(feed)
         start = time.perf_counter()
         learn(state, batch)
         wait()
-        compilation = time.perf_counter() - start
-        update, collecting = seconds(lambda: learn(state, batch), 5), seconds(lambda: next(feed), 3)
+        first = time.perf_counter() - start
+        update, collecting = seconds(lambda: learn(state, batch)), seconds(lambda: next(feed))
     say(
-        f"PPO ALE/Pong-v5, {precision}: update compiled in {compilation:.1f} s, {update * 1e3:.1f} ms (4 x 1,024 frames); "
-        f"central collects 8 x 128 frames in {collecting * 1e3:.0f} ms"
+        f"PPO ALE/Pong-v5, {precision}: first update {first:.1f} s, then {update * 1e3:.1f} ms (4 x {n_envs * n_steps:,} "
+        f"frames); central collects {n_envs} x {n_steps} frames in {collecting * 1e3:.0f} ms"
     )
 
 
 def command_line() -> None:
     """A run, its evaluation, its video and its end, as a user starts them."""
-    seeds = 64 if DEVICE == "cuda" else 2
+    seeds = 64 if ON_GPU else 2
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         for words in (
-            f"train ppo --env CartPole-v1 --seeds {seeds} --steps {STEPS} --device {DEVICE} --out {out}",
+            f"train ppo --env CartPole-v1 --seeds {seeds} --threads 1 --steps {STEPS} --device {DEVICE} --out {out}",
             f"resume {out}",
             f"eval {out} --episodes 2",
             f"plot {out}",
@@ -235,18 +311,24 @@ def command_line() -> None:
 
 
 def main() -> int:
-    name = torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU: the CPU"
+    if not ON_GPU:
+        torch.set_num_threads(1)  # more would wait for each other where others share the cores
+    name = torch.cuda.get_device_name() if ON_GPU else "no GPU: the CPU, where only PPO is compiled"
     say(f"torch {torch.__version__}, {name}")
-    on_gpu = DEVICE == "cuda"
+    board = {} if ON_GPU else {"n_envs": 4, "n_steps": 8, "n_minibatches": 4, "epochs": 1}
     parts = [
         draws,
         one_update,
         donation,
+        *(partial(value_updates, name) for name in ("dqn", "rainbow")),
         memory,
-        *(partial(cartpole, seeds) for seeds in ((64, 2048) if on_gpu else (2,))),
-        partial(pong, "float32"),
+        partial(replay, 64 if ON_GPU else 2),
+        *(partial(speed, "ppo", "CartPole-v1", seeds, iterate) for seeds in ((64, 1, 2048) if ON_GPU else (2,))),
+        *(partial(speed, "dqn", "CartPole-v1", seeds) for seeds in ((1, 64) if ON_GPU else (2,))),
+        *(partial(speed, "pqn", "MinAtar/Breakout-v1", seeds, config=board) for seeds in ((1, 16) if ON_GPU else (2,))),
+        command_line,
+        *(partial(pong, precision) for precision in (("float32", "bfloat16") if ON_GPU else ("float32",))),
     ]
-    parts += [command_line, *((partial(cartpole, 1), partial(pong, "bfloat16")) if on_gpu else ())]
     failed = 0
     for part in parts:
         try:

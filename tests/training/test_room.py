@@ -16,7 +16,7 @@ def test_what_a_lane_holds_is_told_without_making_it():
     what = room.held(make_dqn(spec, DQNConfig(capacity=1_000_000_000, prioritized=True)))
     rows = 1_000_000_001
     assert what.most == f"replay.steps.content.memory.obs, float32 [{rows}, 4]"
-    assert rows * (16 + 8 + 4 + 1 + 4) < what.size < rows * (16 + 8 + 4 + 1 + 4.3)
+    assert rows * (16 + 8 + 4 + 1 + 4) < what.size < rows * (16 + 8 + 4 + 1 + 4.6)
     assert room.held(make_ppo(spec)) == (0, "")
 
 

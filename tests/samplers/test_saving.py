@@ -22,7 +22,7 @@ gym.register_envs(ale_py)
 
 
 def game():
-    return gym.wrappers.AtariPreprocessing(gym.make("ALE/Breakout-v5", frameskip=1, repeat_action_probability=0.25))
+    return gym.make("ALE/Breakout-v5", frameskip=4, repeat_action_probability=0.25)
 
 
 @pytest.mark.parametrize("make", [*map(partial(partial, gym.make), ["CartPole-v1", "HalfCheetah-v5", "Blackjack-v1"]), game])

@@ -125,6 +125,26 @@ def test_a_replay_is_resumed_from_chunks_or_begins_empty(tmp_path, monkeypatch):
     assert found.exit_code == 0, found.output
 
 
+@pytest.mark.parametrize("ratio", [0.5, 4.0])
+def test_a_replay_learns_from_every_sampler(tmp_path, uncompiled, ratio):
+    """With fewer updates than steps and with more. The samplers that wait for the learner end with the same bits; from the one that
+    acts while it learns as many batches are learnt from."""
+    config = {**DQN, "replay_ratio": ratio, "batch_size": 4, "prioritized": True, "n_step": 2}
+    ended = {}
+    for sampler in ("serial", "parallel", "central", "alternating", "buffered"):
+        collecting = training.Collecting(sampler=sampler, n_workers=0 if sampler == "serial" else 2)
+        run = training.plan("dqn", "worlds:Walk-v0", 2, 160, config, env_options={"longest": 5}, collecting=collecting)
+        training.prepare(tmp_path / sampler, run)
+        training.train(run, tmp_path / sampler)
+        ended[sampler] = final(tmp_path / sampler, run).learner.algo
+    for state in ended.values():
+        assert state.updates.tolist() == [19 * int(2 * ratio)] * 2  # for 20 batches of 8 steps, the first of which only fills
+        assert state.steps.tolist() == state.replay.steps.n_added.mul(2).tolist() == [160] * 2
+    for sampler in ("parallel", "central", "alternating"):
+        assert_trees_equal(ended[sampler], ended["serial"])
+    assert not torch.equal(tree.leaves(ended["buffered"].params)[0], tree.leaves(ended["serial"].params)[0])
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_replay_in_files_gives_the_same_bits(tmp_path, monkeypatch, kept):
     """Also of a run that is interrupted, with its replay in its checkpoints or without."""

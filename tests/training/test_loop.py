@@ -31,16 +31,16 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from purerl import training
-out = Path(sys.argv[1])
+out, algo, config = Path(sys.argv[1]), sys.argv[3], eval(sys.argv[4])
 if sys.argv[2] == "start":
-    run = training.plan("a2c", "CartPole-v1", 2, 64_000, {"hidden": (8,), "n_envs": 4, "n_steps": 8, "lr": [1e-3, 1e-2]})
-    training.prepare(out, run)
+    training.prepare(out, training.plan(algo, "CartPole-v1", 2, 64_000, config))
 training.train(training.load_run(out), out, resume=sys.argv[2] == "resume", checkpoint_every=0.0)
 """
+REPLAY = {"capacity": 3000, "batch_size": 8, "replay_ratio": 0.25, "learning_starts": 64, "prioritized": True, "n_step": 3}
 
 
-def start(out, mode):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(out), mode])
+def start(out, mode, algo, config):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(out), mode, algo, repr({**SMALL, "lr": [1e-3, 1e-2], **config})])
 
 
 def rows(out):
@@ -54,11 +54,12 @@ def final_state(out):
     return training.load_state(out, run, *training.build(run))
 
 
-def test_kill_9_and_resume_ends_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize(("algo", "config"), [("a2c", {}), ("dqn", REPLAY)])
+def test_kill_9_and_resume_ends_with_the_same_bits(tmp_path, algo, config):
     """Killed twice: some rows into the run, and again after the resumption."""
-    assert start(tmp_path / "whole", "start").wait() == 0
+    assert start(tmp_path / "whole", "start", algo, config).wait() == 0
     for i, mode in enumerate(("start", "resume")):
-        child = start(tmp_path / "killed", mode)
+        child = start(tmp_path / "killed", mode, algo, config)
         csv = tmp_path / "killed" / "lr=0.001" / "seed_001" / "progress.csv"
         deadline = time.monotonic() + 300
         while child.poll() is None and time.monotonic() < deadline:
@@ -67,7 +68,7 @@ def test_kill_9_and_resume_ends_with_the_same_bits(tmp_path):
                 break
             time.sleep(0.005)
         assert child.wait() == -signal.SIGKILL
-    assert start(tmp_path / "killed", "resume").wait() == 0
+    assert start(tmp_path / "killed", "resume", algo, config).wait() == 0
     assert_trees_equal(final_state(tmp_path / "killed")[0], final_state(tmp_path / "whole")[0])
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert len(rows(tmp_path / "whole")) == 4 * 100

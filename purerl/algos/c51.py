@@ -15,7 +15,7 @@ from purerl.losses import categorical_loss, categorical_projection
 
 @dataclasses.dataclass(frozen=True)
 class C51Config:
-    """Defaults for classic control, CleanRL's `c51.py` with a learning rate that falls; `default_config` has those for images.
+    """Defaults for classic control, CleanRL's `c51.py`; `default_config` has those for images.
 
     Floats can be swept.
     """
@@ -27,7 +27,7 @@ class C51Config:
     replay_ratio: float = fields.replay_ratio(12.8)
     learning_starts: int = fields.learning_starts(10_000)
     lr: float = fields.lr(2.5e-4)
-    lr_schedule: str = fields.lr_schedule("linear")
+    lr_schedule: str = fields.lr_schedule("constant")
     adam_eps: float = fields.adam_eps(0.01 / 128)
     max_grad_norm: float | None = fields.max_grad_norm(None)
     gamma: float = fields.gamma(0.99)

@@ -199,8 +199,8 @@ def see(inputs: Inputs, noise: Tensor) -> Inputs:
 
 
 def values(model: Model, params: TensorDict, obs: Any, noise: Tensor) -> Tensor:
-    """The network's output `[M, A, size]` for observations `[M, ...]`."""
-    m = noise.shape[0]
+    """The network's output `[M, A, size]` for observations `[M, ...]`, with noise `[M, n_noise]`, or `[1, n_noise]` for all."""
+    m = len(tree.leaves(obs)[0])
     none = torch.zeros(m, device=noise.device)
     inputs = Inputs(obs=obs, prev_action=none.long(), prev_reward=none, first=none.bool())
     out, _ = nets.step(model.net, params, see(inputs, noise), TensorDict())
@@ -327,7 +327,7 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
             params, target, opt, updates, filled = carry
             sample_key, noise_key = random.split(key)
             sample = memory.sample(filled, sample_key, config.batch_size, hyper["gamma"], beta)
-            noise = random.normal(noise_key, (3, config.batch_size, model.n_noise))
+            noise = random.normal(noise_key, (3, 1, model.n_noise))  # one for all transitions (Fortunato et al. 2018, 3.1)
             grad, (info, errors) = common.gradient(loss, unravel, params, unravel(target), sample, noise)
             new_params, new_opt = common.gradient_step(optimizer(hyper, lr), params, opt, grad)
             updates = updates + ready

@@ -22,7 +22,7 @@ class RainbowConfig:
     replay_ratio: float = fields.replay_ratio(12.8)
     learning_starts: int = fields.learning_starts(10_000)
     lr: float = fields.lr(2.5e-4)
-    lr_schedule: str = fields.lr_schedule("linear")
+    lr_schedule: str = fields.lr_schedule("constant")
     adam_eps: float = fields.adam_eps(0.01 / 128)
     max_grad_norm: float | None = fields.max_grad_norm(10.0)
     gamma: float = fields.gamma(0.99)

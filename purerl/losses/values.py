@@ -42,12 +42,13 @@ def categorical_loss(logits: Tensor, probs: Tensor) -> Tensor:
     return -(probs * torch.log_softmax(logits, -1)).sum(-1)
 
 
-def quantile_huber_loss(quantiles: Tensor, returns: Tensor, delta: float = 1.0) -> Tensor:
+def quantile_huber_loss(quantiles: Tensor, returns: Tensor, kappa: float = 1.0) -> Tensor:
     """How far quantiles are from those of a sample of returns, `[...]` (Dabney et al. 2018, eq. 10).
 
     Args:
         quantiles: `[..., N]`, of the levels `(i + 1/2) / N`.
         returns: `[..., M]`.
+        kappa: how large an error is quadratic; it is linear beyond, and all of it is divided by this.
 
     Returns:
         The sum over quantiles of the mean over returns.
@@ -56,8 +57,8 @@ def quantile_huber_loss(quantiles: Tensor, returns: Tensor, delta: float = 1.0) 
     levels = (torch.arange(n, device=quantiles.device) + 0.5) / n
     error = returns[..., None, :] - quantiles[..., :, None]
     fixed = error.detach()
-    inside = fixed.clamp(-delta, delta)
-    slope = (levels[:, None] - (fixed < 0).float()).abs() * inside / delta  # the derivative, which autograd need not find out
+    inside = fixed.clamp(-kappa, kappa)
+    slope = (levels[:, None] - (fixed < 0).float()).abs() * inside / kappa  # the derivative, which autograd need not find out
     return (slope * (error - 0.5 * inside)).mean(-1).sum(-1)
 
 

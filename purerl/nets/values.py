@@ -14,8 +14,9 @@ from purerl.nets.modules import ACTIVATIONS, UNNORMALIZED, Norm, linear
 class Noisy(nn.Module):
     """A linear layer whose weights are `mean + deviation * noise` (Fortunato et al. 2018), `[N, n_in] -> [N, n_out]`.
 
-    The noise is factorised (section 3, b) and each row has its own: the product of a row with its weights is that of the row times
-    the noise of the inputs, times the noise of the outputs. So no row's weights are ever written down.
+    The noise is factorised (section 3, b). Rows that share it, as those of a minibatch do, are multiplied with the noisy weights at
+    once. Where each row has its own, as environments do that are acted in, the product of a row with its weights is that of the row
+    times the noise of the inputs, times the noise of the outputs, and no row's weights are ever written down.
 
     Args:
         sigma: `sigma_0`, to which the deviations begin in proportion.
@@ -29,12 +30,16 @@ class Noisy(nn.Module):
         self.n_noise = n_in + n_out
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """`noise` is `[N, n_in + n_out]`, standard normal; with zeros the layer computes its mean."""
+        """`noise` is `[N, n_in + n_out]`, or `[1, n_in + n_out]` for all rows, standard normal; with zeros the layer computes its
+        mean."""
         n_in = x.shape[-1]
         scaled = torch.sign(noise) * torch.sqrt(noise.abs())
         to_in, to_out = scaled[..., :n_in], scaled[..., n_in:]
-        bias = self.deviation.bias
-        return self.mean(x) + to_out * (nn.functional.linear(x * to_in, self.deviation.weight) + bias)
+        weight, bias = self.deviation.weight, self.deviation.bias
+        if len(noise) < len(x):
+            noisy = self.mean.weight + to_out.mT * to_in * weight
+            return nn.functional.linear(x, noisy, self.mean.bias + to_out[0] * bias)
+        return self.mean(x) + to_out * (nn.functional.linear(x * to_in, weight) + bias)
 
 
 class Plain(nn.Module):

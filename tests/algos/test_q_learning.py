@@ -133,7 +133,7 @@ def values(algo, state, obs):
         case "c51" | "rainbow":
             head = heads[name].head(config.n_atoms, config.v_min, config.v_max)
         case "qrdqn":
-            head = algos.qrdqn.head(config.n_quantiles)
+            head = algos.qrdqn.head(config.n_quantiles, config.kappa)
         case _:
             head = algos.dqn.head("squared")
     layer = nets.Noisy if getattr(config, "noisy", False) else nets.Plain

@@ -1,8 +1,19 @@
 """`nox -s demo`, `tests`, `lint`, `bench`, `gpu`, `learn`: each sets up its own environment."""
 
+import shutil
+import sys
+from pathlib import Path
+
 import nox
+from nox.command import CommandFailed
 
 nox.options.sessions = ["lint", "tests"]
+
+
+PEERS = {  # each in an environment of its own, for `bench`
+    "jax": ("flashbax==0.1.3", "rejax==0.1.3", "gymnax<0.1", "jax==0.10.2", "jaxlib==0.10.2"),
+    "torchrl": ("torchrl==0.14.1", "torch==2.14.1"),  # its C++ extension does not load with torch 2.13
+}
 
 
 def install(session: nox.Session, extras: str) -> None:
@@ -37,8 +48,17 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Speed against the peers and the floors; `nox -s bench -- -k cartpole --scale 0.2` measures less, `--benchmark-compare` beside
-    the run before."""
+    the run before. Peers that cannot be installed are left out."""
     install(session, "bench")
+    for name, packages in PEERS.items():
+        folder = Path(".nox/peers", name)
+        if folder.exists():
+            continue
+        session.run(sys.executable, "-m", "venv", str(folder), external=True)
+        try:
+            session.run(str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *packages, external=True)
+        except CommandFailed:
+            shutil.rmtree(folder)
     session.run("pytest", "tests/bench", "--benchmark-autosave", "--benchmark-storage=file://.benchmarks", *session.posargs)
 
 

@@ -199,7 +199,7 @@ def transitions(steps: Steps, rows: Tensor, n: int, gamma: Tensor, observations:
     """
     n_envs, total = len(steps.done), len(steps.flags.memory["flags"])
     newest = (steps.n_added - 1) % n_slots_of(steps)
-    ahead = (newest - rows // n_envs) % n_slots_of(steps)  # slots up to the newest
+    ahead = _around(newest - rows // n_envs, n_slots_of(steps))  # slots up to the newest
     row, reward, discount = rows, torch.zeros(rows.shape, device=rows.device), torch.ones(rows.shape, device=rows.device)
     goes_on, terminated, last = torch.ones_like(rows, dtype=torch.bool), torch.zeros_like(rows, dtype=torch.bool), rows
     for k in range(n):
@@ -210,14 +210,19 @@ def transitions(steps: Steps, rows: Tensor, n: int, gamma: Tensor, observations:
         last = torch.where(goes_on, row, last)
         terminated = terminated | (goes_on & ((flags & TERMINATED) > 0))
         goes_on = goes_on & ((flags & (TERMINATED | TRUNCATED)) == 0)
-        row = (row + n_envs) % total
+        row = _around(row + n_envs - total, total)
     return Transitions(
         obs=observations.get(steps, rows),
         action=tree.index(steps.content.memory["action"], rows),
         reward=reward,
         discount=torch.where(terminated, 0.0, discount),
-        next_obs=observations.get(steps, (last + n_envs) % total),
+        next_obs=observations.get(steps, _around(last + n_envs - total, total)),
     )
+
+
+def _around(place: Tensor, n: int) -> Tensor:
+    """A place from -n to n - 1 of a ring, from 0 on: `%`, without a division."""
+    return place + n * (place < 0)
 
 
 def whole() -> Observations:
@@ -244,7 +249,7 @@ def frames(n_frames: int) -> Observations:
             flags = steps.flags.memory["flags"][row]
             opens = (flags & OPENS) > 0
             missing = missing | (opens & ((flags & BLANK) > 0))
-            row = torch.where(opens, row, (row - n_envs) % total)
+            row = torch.where(opens, row, _around(row - n_envs, total))
             older.append((row, missing))
         places, missings = [torch.stack(xs, -1) for xs in zip((rows, torch.zeros_like(missing)), *older, strict=True)]
         found = steps.content.memory["frame"][places.flip(-1)]

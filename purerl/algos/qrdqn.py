@@ -15,8 +15,8 @@ from purerl.losses import quantile_huber_loss
 class QRDQNConfig:
     """Defaults for classic control, as those of C51; `default_config` has the paper's for images. Floats can be swept.
 
-    `kappa` is to be of the size of the errors that matter. Far below it the loss is that of a median, which is blind to what happens
-    seldom: where one state in twenty is the last one and returns are near 100, values with `kappa` of 1 grow without end.
+    `kappa` is to be of the size of the errors that matter. Far below it the loss is that of a median, which is blind to what
+    happens seldom: where one state in twenty is the last one and returns are near 100, values with `kappa` of 1 grow without end.
     """
 
     n_envs: int = fields.n_envs(1)

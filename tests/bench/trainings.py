@@ -19,9 +19,9 @@ class Closed(Exception):
 
 
 @contextmanager
-def training(algo: str, config: dict[str, Any], seeds: int, steps: int, turns: int) -> Iterator[Side]:
-    """`train` on CartPole with all that it writes, which stands still between two turns of so many steps a seed."""
-    run = runs.plan(algo, "CartPole-v1", seeds, turns * steps, config, threads=cores())
+def training(algo: str, config: dict[str, Any], seeds: int, steps: int, turns: int, env: str = "CartPole-v1") -> Iterator[Side]:
+    """`train` with all that it writes, which stands still between two turns of so many steps a seed."""
+    run = runs.plan(algo, env, seeds, turns * steps, config, threads=cores())
     goals: queue.Queue[float] = queue.Queue()
     reached: queue.Queue[int] = queue.Queue()  # 0: it has ended
     goal = 0.0

@@ -71,6 +71,6 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def learn(session: nox.Session) -> None:
-    """Full learning runs and their final returns; `nox -s learn -- cartpole-ppo` runs one of them."""
-    install(session, "mujoco")
+    """Full learning runs, their final returns and curves; `nox -s learn -- cartpole-ppo` runs one of them, or goes on with it."""
+    install(session, "mujoco,plot")
     session.run("python", "examples/learn.py", *session.posargs)

@@ -1,35 +1,96 @@
-"""The learning runs of the README's table: `python examples/learn.py [NAME...]`; prints each run's final return and its bar."""
+"""The learning runs of the README's table: `python examples/learn.py [NAME...]`, of all if none is named.
+
+Each is left in `runs/learn/ENVIRONMENT/ALGORITHM`, and goes on there where an earlier call has ended. Its final return is printed
+beside its bar, and `runs/learn/ENVIRONMENT.png` has the curves of all that learnt there.
+"""
 
 import sys
-import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from purerl import plot, training
 
-RUNS = {  # algorithm, environment, seeds, steps a seed, required mean, required of every seed
-    "cartpole-ppo": ("ppo", "CartPole-v1", 16, 500_000, 485.0, 400.0),
-    "cartpole-a2c": ("a2c", "CartPole-v1", 16, 500_000, 450.0, 400.0),
-    "acrobot-ppo": ("ppo", "Acrobot-v1", 16, 500_000, -90.0, -500.0),
-    "pendulum-ppo": ("ppo", "Pendulum-v1", 8, 1_000_000, -250.0, -2000.0),
-    "cartpole-dqn": ("dqn", "CartPole-v1", 16, 500_000, 488.0, -1e9),
-    "cartpole-c51": ("c51", "CartPole-v1", 16, 500_000, 480.0, -1e9),
-    "cartpole-qrdqn": ("qrdqn", "CartPole-v1", 16, 500_000, 480.0, -1e9),
-    "cartpole-rainbow": ("rainbow", "CartPole-v1", 16, 500_000, 480.0, -1e9),
-    "cartpole-pqn": ("pqn", "CartPole-v1", 16, 500_000, 495.0, -1e9),
-    **{f"acrobot-{algo}": (algo, "Acrobot-v1", 16, 500_000, -90.0, -500.0) for algo in ("dqn", "c51", "qrdqn", "rainbow", "pqn")},
-    "halfcheetah-ppo": ("ppo", "HalfCheetah-v5", 3, 1_000_000, 1400.0, -1e9),
+ROOT = Path("runs/learn")
+NEVER = -1e9
+GYMNAX = {"sticky_action_prob": 0.0, "difficulty_ramping": False, "max_episode_steps": 1000}
+
+
+class Learning(NamedTuple):
+    """What is learnt: by so many seeds for so many steps each; which mean is asked of all, and what of every seed."""
+
+    algo: str
+    env: str
+    seeds: int
+    steps: int
+    asked: float
+    every: float = NEVER
+    options: dict[str, Any] = {}
+    place: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / (self.place or self.env.replace("/", "-")) / self.algo
+
+
+CONTROL = {
+    "CartPole-v1": {"ppo": 485, "a2c": 450, "dqn": 488, "c51": 480, "qrdqn": 480, "rainbow": 480, "pqn": 495},
+    "Acrobot-v1": {"ppo": -90, "dqn": -90, "c51": -90, "qrdqn": -90, "rainbow": -90, "pqn": -90},
+}
+EVERY = {("ppo", "CartPole-v1"): 400, ("a2c", "CartPole-v1"): 400}
+PROTOCOLS = {"gymnax": GYMNAX, "minatar": {}}
+GAMES = {  # with PureJaxQL's and gymnax's protocol, which PPO is the mark for; and with the original one and its six actions
+    "gymnax": {"Breakout": 28, "Asterix": 15, "Freeway": 55, "SpaceInvaders": 131},
+    "minatar": {"Breakout": 10, "Asterix": 17, "Freeway": 50, "SpaceInvaders": 44, "Seaquest": 20},
 }
 
-failed = []
-for name in sys.argv[1:] or RUNS:
-    algo, env, seeds, steps, bar, every = RUNS[name]
-    out = Path(tempfile.mkdtemp()) / name
-    run = training.plan(algo, env, seeds, steps, {})
-    training.prepare(out, run)
-    training.train(run, out)
-    _, values = plot.read_curves(out, "ReturnAverage")[""]
-    mean, worst = values[:, -1].mean(), values[:, -1].min()
-    passed = mean >= bar and worst > every
-    failed += [] if passed else [name]
-    print(f"{name:16} mean {mean:8.1f}  worst seed {worst:8.1f}  asked {bar:g}  {'ok' if passed else 'FAILED'}", flush=True)
-sys.exit(bool(failed))
+
+def game(algo: str, protocol: str, name: str, steps: int, asked: float) -> Learning:
+    env = f"MinAtar/{name}-{'v1' if protocol == 'gymnax' else 'v0'}"
+    return Learning(algo, env, 5, steps, asked, options=PROTOCOLS[protocol], place=f"{protocol}-{name}")
+
+
+RUNS = {
+    **{
+        f"{env.split('-')[0].lower()}-{algo}": Learning(algo, env, 16, 500_000, asked, EVERY.get((algo, env), NEVER))
+        for env, bars in CONTROL.items()
+        for algo, asked in bars.items()
+    },
+    "pendulum-ppo": Learning("ppo", "Pendulum-v1", 8, 1_000_000, -250),
+    "halfcheetah-ppo": Learning("ppo", "HalfCheetah-v5", 3, 1_000_000, 1400),
+    **{
+        f"{protocol}-{name.lower()}-pqn": game("pqn", protocol, name, 10_000_000 if protocol == "gymnax" else 5_000_000, asked)
+        for protocol, games in GAMES.items()
+        for name, asked in games.items()
+    },
+}
+
+
+def learn(it: Learning) -> tuple[float, float]:
+    """The mean over seeds of the last returns, and the worst one, of a run that is begun or gone on with."""
+    if not (it.folder / "config.json").exists():
+        training.prepare(it.folder, training.plan(it.algo, it.env, it.seeds, it.steps, {}, env_options=it.options))
+    training.train(training.load_run(it.folder), it.folder, resume=(it.folder / "checkpoints").exists())
+    _, values = plot.read_curves(it.folder, "ReturnAverage")[""]
+    return values[:, -1].mean(), values[:, -1].min()
+
+
+def main(names: list[str]) -> int:
+    unknown = set(names) - set(RUNS)
+    if unknown:
+        sys.exit(f"no such run: {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
+    failed = 0
+    for name in names or RUNS:
+        it = RUNS[name]
+        mean, worst = learn(it)
+        passed = mean >= it.asked and worst > it.every
+        failed += not passed
+        print(
+            f"{name:28} mean {mean:8.1f}  worst seed {worst:8.1f}  asked {it.asked:g}  {'ok' if passed else 'FAILED'}", flush=True
+        )
+        place = it.folder.parent
+        plot.plot(sorted(x.parent for x in place.glob("*/config.json")), place.with_suffix(".png"))
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(sys.argv[1:])))

@@ -5,7 +5,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 import torch
-from conftest import assert_trees_equal
+from conftest import assert_trees_equal, peak_growth
 from tensordict import TensorDict
 
 from purerl import Batch, EnvSpec, Inputs, SpentError, envs, make_policy, nets, random, replay, rollout, tree, vmap
@@ -126,6 +126,30 @@ def test_a_million_atari_transitions_take_less_than_8_gb(make):
     pytest.importorskip("ale_py")
     spec = envs.make("ALE/Breakout-v5").spec
     assert 7e9 < nbytes(shapes(make(spec, 1_000_000, 8, 3, replay.frames(4)).init, None)) <= 7.5e9
+
+
+def test_a_full_atari_replay_is_no_larger_than_that():
+    """Resident, at a fiftieth of the size: with whatever adding, sampling and writing take besides."""
+    n_envs, n_steps = 8, 125
+    images = gym.spaces.Box(0, 255, (4, 84, 84), "uint8")
+    spec = EnvSpec("ALE/Any-v5", images, gym.spaces.Discrete(4))
+    memory = replay.make_prioritized(spec, 20_000, n_envs, 3, replay.frames(4))
+    blank = tree.map(lambda x: x.expand(n_steps, *x.shape).clone(), blank_inputs(spec, n_envs))
+    zeros = torch.zeros(n_steps, n_envs)
+    none, never = TensorDict(), zeros.bool()
+    batch = Batch(blank, zeros.long(), zeros, never, never, ~never, none, none, tree.index(blank, -1), none)
+
+    def fill():
+        state = memory.init(None)
+        for key in random.split(random.key(0), 21):
+            state = memory.add(state, batch, ALPHA)
+            sample = memory.sample(state, key, 32, GAMMA, BETA)
+            state = memory.update(state, sample.rows, torch.ones(32), ALPHA)
+        return state
+
+    grown, state = peak_growth(fill)
+    assert int(memory.size(state)) > 19_000
+    assert 0.95 * nbytes(state) < grown < 1.1 * 7.5e9 / 50
 
 
 def test_nested_observations_and_actions():

@@ -255,15 +255,17 @@ def vmap(f: Callable, in_dims: int | tuple[int | None, ...] = 0) -> Callable:
     def mapped(*args: Any) -> Any:
         leaves, args_structure = tree.flatten(args)
         results, structure = leafwise(leaves, args_structure)
-        if torch.compiler.is_compiling():
-            return tree.unflatten(structure, results)
         if compiling.is_tracing():
-            return tree.unflatten(structure, [x if is_donated else tree.copy(x) for x, is_donated in _marked(results, structure)])
-        given = any(tree.donated(args_structure))
-        keep = donation.renamed if given else torch.Tensor.contiguous  # new memory may be one lane's, shown many times
+            keep = lambda x: x  # noqa: E731
+        elif any(tree.donated(args_structure)) and not torch.compiler.is_compiling():
+            keep = donation.renamed
+        else:  # new memory may be one lane's, shown many times; and with other strides it would be compiled for again
+            keep = torch.Tensor.contiguous
         return tree.unflatten(structure, [keep(x) if is_donated else tree.copy(x) for x, is_donated in _marked(results, structure)])
 
     mapped.leafwise = leafwise  # type: ignore[attr-defined]
+    if not torch.compiler.is_compiling():
+        fallback.own_cache(mapped)
     return mapped
 
 

@@ -154,8 +154,7 @@ def trace(f: Callable, *examples: Any) -> Trace:
     """What `f` does with arguments of the structure, shapes, strides, dtypes and devices of the examples."""
     leaves, structure = tree.flatten(examples)
     if not compiling.is_tested():
-        results, results_structure = _leafwise(f)(leaves, structure)
-        return Trace([True] * len(leaves), list(results), results_structure)
+        return Trace(*programs.trace_plainly(_leafwise(f), leaves, structure))
     with compiling.one_at_a_time:
         return Trace(*programs.trace(_leafwise(f), leaves, structure))
 
@@ -256,15 +255,17 @@ def vmap(f: Callable, in_dims: int | tuple[int | None, ...] = 0) -> Callable:
     def mapped(*args: Any) -> Any:
         leaves, args_structure = tree.flatten(args)
         results, structure = leafwise(leaves, args_structure)
-        if torch.compiler.is_compiling():
-            return tree.unflatten(structure, results)
         if compiling.is_tracing():
-            return tree.unflatten(structure, [x if is_donated else tree.copy(x) for x, is_donated in _marked(results, structure)])
-        given = any(tree.donated(args_structure))
-        keep = donation.renamed if given else torch.Tensor.contiguous  # new memory may be one lane's, shown many times
+            keep = lambda x: x  # noqa: E731
+        elif any(tree.donated(args_structure)) and not torch.compiler.is_compiling():
+            keep = donation.renamed
+        else:  # new memory may be one lane's, shown many times; and with other strides it would be compiled for again
+            keep = torch.Tensor.contiguous
         return tree.unflatten(structure, [keep(x) if is_donated else tree.copy(x) for x, is_donated in _marked(results, structure)])
 
     mapped.leafwise = leafwise  # type: ignore[attr-defined]
+    if not torch.compiler.is_compiling():
+        fallback.own_cache(mapped)
     return mapped
 
 
@@ -424,10 +425,11 @@ def _loop(turn: Callable, carry: Any, xs: Any, in_trace: Callable = _scan_in_tra
         new, y = turn(tree.unflatten(carry_structure, carry), xs)
         return tree.leaves(new), y
 
+    n_donated = sum(tree.donated(carry_structure))  # the last ones, as `pack` has it
     if torch.compiler.is_compiling():
-        leaves, ys = fallback.loop(flat_turn, carry_leaves, xs)
+        leaves, ys = fallback.loop(flat_turn, carry_leaves, xs, n_donated)
     else:
-        leaves, ys = _loop_of_trace(flat_turn, carry_leaves, xs, sum(tree.donated(carry_structure)), in_trace)
+        leaves, ys = _loop_of_trace(flat_turn, carry_leaves, xs, n_donated, in_trace)
     return tree.unflatten(carry_structure, leaves), ys
 
 

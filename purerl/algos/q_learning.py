@@ -138,7 +138,7 @@ def make_model(
     n_actions = int(space.n)
 
     def check(out: Any, lead: Any) -> None:
-        nets.check_action_values(out, lead, space, head.size)
+        nets.check_action_values(out, lead, n_actions, head.size)
 
     with torch.device("meta"):
         module: nn.Module

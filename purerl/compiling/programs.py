@@ -47,32 +47,45 @@ class Outcome(NamedTuple):
     given: tuple[int, ...]
 
 
-def on_tensors(
-    leafwise: Callable, leaves: Sequence[Any], structure: Any, origins: Callable | None = None
-) -> tuple[Callable[..., Sequence[Tensor]], list[Outcome]]:
+def on_tensors(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[Callable[..., Sequence[Tensor]], list[Outcome]]:
     """The function of the tensors among the leaves to the results' leaves, and where it notes the outcome.
 
     Donated memory that it gives back is written into what was given, and left out of the results.
-
-    Args:
-        origins: `origins(given, back)`: which of the donated tensors those that come back were made from.
     """
     outcomes: list[Outcome] = []
-    given = _donated(leaves, structure)
+    given, call = _donated(leaves, structure), _of_tensors(leafwise, leaves, structure)
 
     def program(*tensors: Tensor) -> Sequence[Tensor]:
-        rest = iter(tensors)
-        results, results_structure = leafwise([next(rest) if isinstance(x, Tensor) else x for x in leaves], structure)
+        results, results_structure = call(tensors)
         is_memory = [is_donated and bool(given) for is_donated in tree.donated(results_structure)]
         memory = [x for x, there in zip(results, is_memory, strict=True) if there]
-        back = _coming_back([tensors[i] for i in given], memory, origins or _origins)
-        outcomes.append(Outcome(results_structure, tuple([given[k] for k in back])))
-        for k, x in zip(back, memory, strict=True):
-            if x is not tensors[given[k]]:
-                tensors[given[k]].copy_(x)
-        return tree.copy(tuple([x for x, there in zip(results, is_memory, strict=True) if not there]))
+        back = [given[k] for k in _coming_back([tensors[i] for i in given], memory, _origins)]
+        outcomes.append(Outcome(results_structure, tuple(back)))
+        return _written(tensors, results, is_memory, back)
 
     return program, outcomes
+
+
+def _of_tensors(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> Callable[[Sequence[Tensor]], tuple]:
+    """The function of the tensors among the leaves. It keeps none of these: their memory may be spent when it is called."""
+    others = [None if isinstance(x, Tensor) else (x,) for x in leaves]
+
+    def call(tensors: Sequence[Tensor]) -> tuple:
+        rest = iter(tensors)
+        return leafwise([next(rest) if x is None else x[0] for x in others], structure)
+
+    return call
+
+
+def _written(
+    tensors: Sequence[Tensor], results: Sequence[Tensor], is_memory: Sequence[bool], back: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """Write the results that are memory into the tensors that they were made from; a copy of the others."""
+    memory = [x for x, there in zip(results, is_memory, strict=True) if there]
+    for i, x in zip(back, memory, strict=True):
+        if x is not tensors[i]:
+            tensors[i].copy_(x)
+    return tree.copy(tuple([x for x, there in zip(results, is_memory, strict=True) if not there]))
 
 
 def _donated(leaves: Sequence[Any], structure: Any) -> tuple[int, ...]:
@@ -151,18 +164,37 @@ def _without_collecting() -> Iterator[None]:
 
 def build_plainly(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> Built:
     """`build` with plain `torch.compile`."""
+    results, results_structure, found = _try(leafwise, leaves, structure)
+    given, tensors = _donated(leaves, structure), [x for x in leaves if isinstance(x, Tensor)]
+    is_memory = [is_donated and bool(given) for is_donated in tree.donated(results_structure)]
+    memory = [x for x, there in zip(results, is_memory, strict=True) if there]
+    back = [given[k] for k in _coming_back([tensors[i] for i in given], memory, lambda *_: found)]
+    call = _of_tensors(leafwise, leaves, structure)
+
+    def program(*tensors: Tensor) -> Sequence[Tensor]:
+        return _written(tensors, call(tensors)[0], is_memory, back)
+
+    return Built(fallback.build(program), results_structure, tuple(back), tuple(map(donation.extent, tensors)))
+
+
+def _try(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[Sequence[Tensor], Any, list[int | None]]:
+    """Run a function once on a copy of what is donated.
+
+    Returns:
+        The results' leaves and structure, and which of the donated tensors those that come back were made from.
+    """
     marks = tree.donated(structure)
-    copies = [tree.copy(x) if is_donated else x for x, is_donated in zip(leaves, marks, strict=True)]
+    copies = [x.clone() if is_donated else x for x, is_donated in zip(leaves, marks, strict=True)]
     places = [x.data_ptr() for x, is_donated in zip(copies, marks, strict=True) if is_donated]
     results, results_structure = leafwise(copies, structure)
     memory = [x for x, there in zip(results, tree.donated(results_structure), strict=True) if there and places]
-    tensors = [x for x in leaves if isinstance(x, Tensor)]
-    given = _donated(leaves, structure)
-    found = [places.index(x.data_ptr()) if x.data_ptr() in places else None for x in memory]
-    back = _coming_back([tensors[i] for i in given], memory, lambda *_: found)
-    program, _ = on_tensors(leafwise, leaves, structure, lambda *_: found)
-    extents = tuple(map(donation.extent, tensors))
-    return Built(fallback.build(program), results_structure, tuple([given[k] for k in back]), extents)
+    return results, results_structure, [places.index(x.data_ptr()) if x.data_ptr() in places else None for x in memory]
+
+
+def trace_plainly(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[list[bool], list[Tensor], Any]:
+    """`trace` by running the function: every leaf counts as one that the results depend on."""
+    results, results_structure, _ = _try(leafwise, leaves, structure)
+    return [True] * len(leaves), [x.to("meta") for x in results], results_structure
 
 
 def trace(leafwise: Callable, leaves: Sequence[Any], structure: Any) -> tuple[list[bool], list[Tensor], Any]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 
-import gymnasium as gym
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -121,9 +120,9 @@ class ActionValues(nn.Module):
         return value + advantage - advantage.mean(-2, keepdim=True)
 
 
-def check_action_values(out: Tensor, lead: Sequence[int], space: gym.spaces.Discrete, size: int) -> None:
-    """Raise a `ValueError` if a network does not return `[*lead, A, size]`."""
-    wanted = (*lead, int(space.n), size)
+def check_action_values(out: Tensor, lead: Sequence[int], n_actions: int, size: int) -> None:
+    """Raise a `ValueError` if a network does not return `[*lead, n_actions, size]`."""
+    wanted = (*lead, n_actions, size)
     if not isinstance(out, Tensor) or tuple(out.shape) != wanted:
         found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"net: it returns {found} for {' x '.join(map(str, lead))} observations, but {list(wanted)} is wanted")

@@ -52,21 +52,6 @@ def test_fused_step_compiles_whole_never_again_and_agrees(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_torch_compile_takes_the_fused_step_as_it_is(name):
-    env = envs.make("CartPole-v1")
-    init, step = fuse(MAKERS[name](env.spec), env)
-    state = vmap(init)(random.split(random.key(3), 2))
-    expected = state
-    for _ in range(3):
-        expected, _ = vmap(step)(expected)
-    compiled = torch.compile(vmap(step), fullgraph=True, backend="aot_eager")
-    state, _ = compiled(compiled(state)[0])
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        state, _ = compiled(state)
-    assert_trees_equal(state, expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("normalize", [False, True])
 def test_update_compiles_and_leaves_its_inputs_alone(name, normalize):
     env = envs.make("Pendulum-v1")

@@ -1,0 +1,48 @@
+"""`torch.compile(vmap(step), fullgraph=True)` by hand, for every algorithm."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import assert_trees_equal
+
+from purerl import algos, envs, fuse, random, tree, vmap
+
+BATCHES = {"n_envs": 2, "n_steps": 4, "hidden": (8,)}
+MINIBATCHES = {**BATCHES, "epochs": 1, "n_minibatches": 2}
+REPLAY = {"n_envs": 2, "n_steps": 3, "capacity": 16, "batch_size": 4, "replay_ratio": 1.0, "learning_starts": 6, "hidden": (8,)}
+SUPPORT = {"n_atoms": 5, "v_min": -2.0, "v_max": 6.0}
+CONFIGS = {
+    "a2c": BATCHES,
+    "ppo": MINIBATCHES,
+    "pqn": MINIBATCHES,
+    "dqn": REPLAY,
+    "c51": {**REPLAY, **SUPPORT},
+    "qrdqn": {**REPLAY, "n_quantiles": 3},
+    "rainbow": {**REPLAY, **SUPPORT},
+}
+
+
+def test_every_algorithm_is_here():
+    assert set(CONFIGS) == set(algos.ALGORITHMS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_torch_compile_takes_the_fused_step_as_it_is(name):
+    """The lanes of eager steps; one compilation; a replay is copied, and the state before is as good as ever."""
+    env = envs.make("CartPole-v1")
+    algo = algos.make(name, env.spec, dataclasses.replace(algos.default_config(name, env.spec), **CONFIGS[name]))
+    init, step = fuse(algo, env)
+    start = vmap(init)(random.split(random.key(3), 2))
+    before = tree.map(torch.clone, start)
+    compiled = torch.compile(vmap(step), fullgraph=True, backend="aot_eager")
+    state, _ = compiled(start)
+    assert_trees_equal(tree.leaves(start), tree.leaves(before))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            state, info = compiled(state)
+    expected = start
+    for _ in range(4):
+        expected, expected_info = vmap(step)(expected)
+    assert_trees_equal(tree.leaves(state), tree.leaves(expected), rtol=1e-4, atol=1e-5)
+    assert_trees_equal(tree.leaves(info), tree.leaves(expected_info), rtol=1e-4, atol=1e-5)

@@ -35,8 +35,11 @@ def test_the_same_results(monkeypatch):
 
 @pytest.mark.usefixtures("_untried")
 @pytest.mark.filterwarnings("ignore:torch .* is none of")
-@pytest.mark.parametrize("lanes", [False, True], ids=["alone", "lanes"])
-@pytest.mark.parametrize("prioritized", [False, True], ids=["uniform", "prioritized"])
+@pytest.mark.parametrize(
+    ("prioritized", "lanes"),
+    [(False, False), (False, True), (True, True)],
+    ids=["uniform, alone", "uniform, lanes", "prioritized, lanes"],
+)
 def test_a_replay_is_written_in_place_and_its_step_compiled_once(prioritized, lanes, monkeypatch):
     """Lane i is the lone eager run, the memory stays where it is, and who has handed it on has it no longer."""
     if not (prioritized and lanes):  # what inductor makes of it takes minutes to compile: once is enough

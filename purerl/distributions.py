@@ -31,6 +31,8 @@ class Distribution(NamedTuple):
         log_prob: `log_prob(params, action) -> [...]`.
         entropy: `entropy(params) -> [...]`; exact, but for `tanh_gaussian`, which says how it approximates.
         kl: `kl(params_p, params_q) -> [...]`, KL(p || q).
+        sample_and_log_prob: `sample_and_log_prob(params, noise) -> (action, [...])`, both of one pass: where an action was squashed,
+            of what it was before, which an action near the walls does not tell any more.
     """
 
     n_params: int
@@ -40,6 +42,17 @@ class Distribution(NamedTuple):
     log_prob: Callable[[Tensor, Any], Tensor]
     entropy: Callable[[Tensor], Tensor]
     kl: Callable[[Tensor, Tensor], Tensor]
+    sample_and_log_prob: Callable[[Tensor, Tensor], tuple[Any, Tensor]]
+
+
+def _both(sample: Callable[[Tensor, Tensor], Any], log_prob: Callable[[Tensor, Any], Tensor]) -> Callable:
+    """A sample and its log-probability, where the sample tells it."""
+
+    def sample_and_log_prob(params: Tensor, noise: Tensor) -> tuple[Any, Tensor]:
+        action = sample(params, noise)
+        return action, log_prob(params, action)
+
+    return sample_and_log_prob
 
 
 def _pick(log_p: Tensor, action: Tensor) -> Tensor:
@@ -57,14 +70,21 @@ def categorical(n: int) -> Distribution:
         log_p, log_q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
         return (log_p.exp() * (log_p - log_q)).sum(-1)
 
+    def sample(logits: Tensor, noise: Tensor) -> Tensor:
+        return torch.argmax(logits + noise, -1)
+
+    def log_prob(logits: Tensor, action: Tensor) -> Tensor:
+        return _pick(torch.log_softmax(logits, -1), action)
+
     return Distribution(
         n_params=n,
         draw=lambda key: random.gumbel(key, (n,)),
-        sample=lambda logits, noise: torch.argmax(logits + noise, -1),
+        sample=sample,
         mode=lambda logits: torch.argmax(logits, -1),
-        log_prob=lambda logits, action: _pick(torch.log_softmax(logits, -1), action),
+        log_prob=log_prob,
         entropy=entropy,
         kl=kl,
+        sample_and_log_prob=_both(sample, log_prob),
     )
 
 
@@ -80,14 +100,18 @@ def multi_categorical(ns: tuple[int, ...]) -> Distribution:
         split = zip(parts, logits.split(ns, -1), action.unbind(-1), strict=True)
         return torch.stack([part.log_prob(x, a) for part, x, a in split]).sum(0)
 
+    def sample(logits: Tensor, noise: Tensor) -> Tensor:
+        return torch.stack(each("sample", logits, noise), -1)
+
     return Distribution(
         n_params=sum(ns),
         draw=lambda key: random.gumbel(key, (sum(ns),)),
-        sample=lambda logits, noise: torch.stack(each("sample", logits, noise), -1),
+        sample=sample,
         mode=lambda logits: torch.stack(each("mode", logits), -1),
         log_prob=log_prob,
         entropy=lambda logits: torch.stack(each("entropy", logits)).sum(0),
         kl=lambda p, q: torch.stack(each("kl", p, q)).sum(0),
+        sample_and_log_prob=_both(sample, log_prob),
     )
 
 
@@ -124,6 +148,7 @@ def diagonal_gaussian(shape: tuple[int, ...]) -> Distribution:
         log_prob=log_prob,
         entropy=lambda params: (moments(params)[1] + 0.5 * (1.0 + _LOG_2PI)).sum(-1),
         kl=kl,
+        sample_and_log_prob=_both(sample, log_prob),
     )
 
 
@@ -139,15 +164,19 @@ def tanh_gaussian(low: Tensor, high: Tensor) -> Distribution:
     wall = 1.0 - 2.0**-23
 
     def squash(u: Tensor) -> Tensor:
-        return centre + half * torch.tanh(u)
+        return centre.to(u.device) + half.to(u.device) * torch.tanh(u)
 
     def log_jacobian(u: Tensor) -> Tensor:
-        log_det = torch.log(half) + 2.0 * (math.log(2.0) + logsigmoid(2.0 * u) - u)
+        log_det = torch.log(half).to(u.device) + 2.0 * (math.log(2.0) + logsigmoid(2.0 * u) - u)
         return log_det.reshape(*u.shape[: u.ndim - half.ndim], -1).sum(-1)
 
     def log_prob(params: Tensor, action: Tensor) -> Tensor:
-        u = torch.atanh(((action - centre) / half).clamp(-wall, wall))
+        u = torch.atanh(((action - centre.to(action.device)) / half.to(action.device)).clamp(-wall, wall))
         return base.log_prob(params, u) - log_jacobian(u)
+
+    def sample_and_log_prob(params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        u, log_p = base.sample_and_log_prob(params, noise)
+        return squash(u), log_p - log_jacobian(u)
 
     return Distribution(
         n_params=base.n_params,
@@ -157,6 +186,7 @@ def tanh_gaussian(low: Tensor, high: Tensor) -> Distribution:
         log_prob=log_prob,
         entropy=lambda params: base.entropy(params) + log_jacobian(base.mode(params)),
         kl=base.kl,
+        sample_and_log_prob=sample_and_log_prob,
     )
 
 
@@ -187,6 +217,7 @@ def joint(parts: dict[str, Distribution]) -> Distribution:
         log_prob=log_prob,
         entropy=lambda params: torch.stack([part.entropy(p) for (_, part), p in cut(params)]).sum(0),
         kl=kl,
+        sample_and_log_prob=_both(sample, log_prob),
     )
 
 

@@ -10,22 +10,28 @@ from typing import Any
 
 from purerl.algos.a2c import A2CConfig, make_a2c
 from purerl.algos.c51 import C51Config, make_c51
+from purerl.algos.ddpg import DDPGConfig, make_ddpg
 from purerl.algos.dqn import DQNConfig, make_dqn
 from purerl.algos.ppo import PPOConfig, make_ppo
 from purerl.algos.pqn import PQNConfig, make_pqn
 from purerl.algos.qrdqn import QRDQNConfig, make_qrdqn
 from purerl.algos.rainbow import RainbowConfig, make_rainbow
+from purerl.algos.sac import SACConfig, make_sac
+from purerl.algos.td3 import TD3Config, make_td3
 from purerl.base import Algorithm, EnvSpec
 
 Maker = Callable[..., Algorithm]  # make(spec, config=None), or make(spec) where there is nothing to configure
 ALGORITHMS: dict[str, Maker] = {
     "a2c": make_a2c,
     "c51": make_c51,
+    "ddpg": make_ddpg,
     "dqn": make_dqn,
     "ppo": make_ppo,
     "pqn": make_pqn,
     "qrdqn": make_qrdqn,
     "rainbow": make_rainbow,
+    "sac": make_sac,
+    "td3": make_td3,
 }
 
 
@@ -128,21 +134,27 @@ __all__ = [
     "ALGORITHMS",
     "A2CConfig",
     "C51Config",
+    "DDPGConfig",
     "DQNConfig",
     "Maker",
     "PPOConfig",
     "PQNConfig",
     "QRDQNConfig",
     "RainbowConfig",
+    "SACConfig",
+    "TD3Config",
     "config_class",
     "default_config",
     "find",
     "make",
     "make_a2c",
     "make_c51",
+    "make_ddpg",
     "make_dqn",
     "make_ppo",
     "make_pqn",
     "make_qrdqn",
     "make_rainbow",
+    "make_sac",
+    "make_td3",
 ]

@@ -55,3 +55,13 @@ frames = partial(
 n_atoms = partial(config.count, help="returns that the distribution is over", low=2)
 v_min = partial(config.constant, help="the least return that is told from lesser ones")
 v_max = partial(config.constant, help="the greatest return that is told from greater ones")
+
+utd = partial(config.constant, help="gradient steps of the critics an environment step", low=1e-9)
+actor_lr = partial(config.number, help="learning rate of the policy")
+critic_lr = partial(config.number, help="learning rate of the critics")
+n_critics = partial(config.count, help="critics")
+subset = partial(config.count, help="critics, drawn anew each time, of whose values targets take the least")
+policy_every = partial(config.count, help="gradient steps of the critics before the policy has its own")
+policy_updates = partial(config.count, help="gradient steps of the policy each time")
+noise_start = partial(config.number, help="deviation of the exploration noise, at first, in units of half the action's range")
+noise_end = partial(config.number, help="deviation of the exploration noise, in the end")

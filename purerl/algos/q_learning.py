@@ -200,10 +200,7 @@ def see(inputs: Inputs, noise: Tensor) -> Inputs:
 
 def values(model: Model, params: TensorDict, obs: Any, noise: Tensor) -> Tensor:
     """The network's output `[M, A, size]` for observations `[M, ...]`, with noise `[M, n_noise]`, or `[1, n_noise]` for all."""
-    m = len(tree.leaves(obs)[0])
-    none = torch.zeros(m, device=noise.device)
-    inputs = Inputs(obs=obs, prev_action=none.long(), prev_reward=none, first=none.bool())
-    out, _ = nets.step(model.net, params, see(inputs, noise), TensorDict())
+    out: Tensor = nets.of_obs(model.net, params, TensorDict(obs=obs, noise=noise))
     return out
 
 

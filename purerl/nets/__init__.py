@@ -1,5 +1,6 @@
 """Networks: ordinary modules, with their parameters and their memory outside."""
 
+from purerl.nets.critics import LOG_STD, PairValues, PolicyParameters
 from purerl.nets.init import SCHEMES, apply, blank, init, kaiming_uniform, orthogonal, parameters
 from purerl.nets.modules import (
     ACTIVATIONS,
@@ -21,7 +22,7 @@ from purerl.nets.modules import (
     torso,
     trunk,
 )
-from purerl.nets.networks import Network, as_network, check_carry, feed_forward, has_memory, recurrent, step, unroll
+from purerl.nets.networks import Network, as_network, check_carry, feed_forward, has_memory, of_obs, recurrent, step, unroll
 from purerl.nets.values import ActionValues, Noisy, Plain, check_action_values
 
 __all__ = [
@@ -34,11 +35,14 @@ __all__ = [
     "Convolutions",
     "Flatten",
     "GaussianHead",
+    "LOG_STD",
     "Network",
     "Noisy",
     "Norm",
+    "PairValues",
     "Patches",
     "Plain",
+    "PolicyParameters",
     "apply",
     "as_network",
     "blank",
@@ -55,6 +59,7 @@ __all__ = [
     "kaiming_uniform",
     "linear",
     "mlp",
+    "of_obs",
     "orthogonal",
     "parameters",
     "recurrent",

@@ -153,6 +153,14 @@ def step(net: Network, params: TensorDict, inputs: Inputs, carry: TensorDict) ->
     return tree.map(lambda x: x.squeeze(0), out), carry
 
 
+def of_obs(net: Network, params: TensorDict, obs: Any) -> Any:
+    """The output `[M, ...]` of a network without memory for observations `[M, ...]` alone."""
+    m, device = len(tree.leaves(obs)[0]), tree.leaves(obs)[0].device
+    none = torch.zeros(m, device=device)
+    out, _ = step(net, params, Inputs(obs=obs, prev_action=none.long(), prev_reward=none, first=none.bool()), TensorDict())
+    return out
+
+
 def has_memory(net: Network) -> bool:
     """Whether a network carries anything from step to step."""
     return bool(tree.leaves(net.carry(1)))

@@ -1,0 +1,437 @@
+"""What DDPG, TD3 and SAC share: the state, networks of a box of actions, and learning from a replay, critics first.
+
+Networks see and give actions in [-1, 1]; the environment gets them in its own bounds, and the replay keeps what it got.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tensordict import TensorClass, TensorDict
+from torch import Tensor, nn
+
+from purerl import config as cfg
+from purerl import nets, normalize, optim, random, replay, tree
+from purerl.algos import common
+from purerl.algos.q_learning import make_replay
+from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
+from purerl.normalize import Moments
+from purerl.replay import ReplayState, Transitions
+from purerl.spaces import blank_inputs
+from purerl.transforms import scan, vmap
+
+CLASSIC = {"Pendulum-v1": {"learning_starts": 500, "actor_lr": 1e-3, "capacity": 100_000}}
+CLASSIC["MountainCarContinuous-v0"] = {"learning_starts": 2_000, "capacity": 100_000}
+
+
+class ContinuousState(TensorClass):
+    """Everything that changes.
+
+    Attributes:
+        params: under `actor` and `critics` those of the networks, nested as their modules are, the critics' with a leading axis
+            `[N, ...]`; and whatever else an algorithm learns.
+        target: of the networks that estimate what comes next, some of the same names; the same as `params` at the start.
+        opt: of each name in `params` the optimizer's state over its flattened parameters.
+        moments: of the observations; empty unless they are standardized.
+        hyper: float32 `[]` leaves, the config's fields that shape no program.
+        key: `[2]` int32.
+        steps: `[]` int64, environment steps seen.
+        updates: `[]` int64, gradient steps of the critics.
+        replay: what there is to learn from. Its memory is *Donated*.
+    """
+
+    params: TensorDict
+    target: TensorDict
+    opt: TensorDict
+    moments: Moments
+    hyper: TensorDict
+    key: Tensor
+    steps: Tensor
+    updates: Tensor
+    replay: ReplayState
+
+
+class Acting(TensorClass):
+    """What acting needs of the state: the actor's parameters, the moments, the size of the exploration noise, and whether actions are
+    still random."""
+
+    params: TensorDict
+    moments: Moments
+    noise: Tensor
+    random: Tensor
+
+
+class Learner(TensorClass):
+    """What gradient steps change, with parameters as flat vectors under the names that they have in the state."""
+
+    params: TensorDict
+    target: TensorDict
+    opt: TensorDict
+    updates: Tensor
+
+
+class Bounds(NamedTuple):
+    """Those of the environment's actions, `[*action_shape]`."""
+
+    centre: Tensor
+    half: Tensor
+
+    def outward(self, action: Tensor) -> Tensor:
+        """Flat actions `[..., n]` in [-1, 1] in the environment's bounds and shape."""
+        shaped = action.reshape(*action.shape[:-1], *self.half.shape)
+        return self.centre.to(action.device) + self.half.to(action.device) * shaped
+
+    def inward(self, action: Tensor) -> Tensor:
+        """The inverse of `outward`."""
+        inner = (action - self.centre.to(action.device)) / self.half.to(action.device)
+        return inner.reshape(*action.shape[: action.ndim - self.half.ndim], -1)
+
+
+class Model(NamedTuple):
+    """The networks, apart from their parameters.
+
+    Attributes:
+        actor: its output is `[T, B, P]`.
+        critic: one of the ensemble; its output is `[T, B, size]`, and it sees `obs` and `action` as its observation.
+        n_critics: N.
+        bounds: of actions.
+        see: `see(moments, obs [M, ...])`, observations as the networks see them.
+    """
+
+    actor: nets.Network
+    critic: nets.Network
+    n_critics: int
+    bounds: Bounds
+    see: Callable[[Any, Any], Any]
+
+
+def make_bounds(spec: EnvSpec) -> Bounds:
+    """The bounds of a box of actions.
+
+    Raises:
+        ValueError: the action space is no box of floats, or has no bounds.
+    """
+    check_spec(spec)
+    space = spec.action_space
+    if not isinstance(space, gym.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(f"action space: {space} is not a Box of floats, which continuous control needs")
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all() and (space.low < space.high).all()):
+        raise ValueError(f"action space: {space} has no bounds on some side; wrap it, as gymnasium.wrappers.RescaleAction does")
+    low, high = (torch.tensor(x, dtype=torch.float32) for x in (space.low, space.high))
+    return Bounds((high + low) / 2, (high - low) / 2)
+
+
+def make_model(
+    spec: EnvSpec, config: Any, deviations: bool, actor: nn.Module | None = None, critic: nn.Module | None = None
+) -> Model:
+    """The config's networks, or the user's.
+
+    Raises:
+        ValueError: as `make_bounds`; a network returns something else; or observations that are to be standardized and are no box of
+            floats.
+    """
+    bounds, space = make_bounds(spec), spec.observation_space
+    if config.normalize_obs and not nets.is_vector(space):
+        raise ValueError(f"normalize_obs = True needs a Box of floats as observation space, not {space}")
+    n, norm = bounds.half.numel(), nets.NORMS[config.norm]
+    n_params = 2 * n if deviations else n
+    with torch.device("meta"):
+        own_actor = nets.PolicyParameters(space, n, config.hidden, config.activation, deviations)
+        own_critic = nets.PairValues(space, n, config.hidden, config.activation, 1, norm)
+    inputs = tree.map(lambda x: x[None], blank_inputs(spec, 2))
+    pairs = tree.replace(inputs, obs=TensorDict(obs=inputs.obs, action=torch.zeros(1, 2, n)))
+    scheme = nets.SCHEMES[config.init]
+
+    def check(what: str, width: int) -> Callable[[Any, Any], None]:
+        return lambda out, lead: nets.check_output(what, out, lead, (width,))
+
+    return Model(
+        actor=nets.as_network(own_actor if actor is None else actor, scheme, check("action parameters", n_params), inputs),
+        critic=nets.as_network(own_critic if critic is None else critic, scheme, check("values", 1), pairs),
+        n_critics=config.n_critics,
+        bounds=bounds,
+        see=normalize.standardize if config.normalize_obs else lambda moments, obs: obs,
+    )
+
+
+def policy(model: Model, params: TensorDict, obs: Any) -> Tensor:
+    """`[M, P]` what the actor makes of observations `[M, ...]`."""
+    out: Tensor = nets.of_obs(model.actor, params, obs)
+    return out
+
+
+def values(model: Model, params: TensorDict, obs: Any, action: Tensor) -> Tensor:
+    """`[N, M]` what each critic says of pairs of `[M, ...]` and `[M, n]`."""
+    pairs = TensorDict(obs=obs, action=action)
+    out: Tensor = vmap(lambda params: nets.of_obs(model.critic, params, pairs))(params)
+    return out.squeeze(-1)
+
+
+def draw(n: int, key: Tensor) -> TensorDict:
+    """One environment's randomness: `[n]` standard normal, and `[n]` uniform for a random action."""
+    keys = random.split(key)
+    return TensorDict(normal=random.normal(keys[0], (n,)), uniform=random.uniform(keys[1], (n,), -1.0, 1.0))
+
+
+def act(
+    model: Model, explore: Callable, acting: Acting, inputs: Inputs, carry: TensorDict, noise: TensorDict
+) -> tuple[Tensor, TensorDict, TensorDict]:
+    """`explore(params [B, P], normal [B, n], size []) -> [B, n]`, or while there is nothing learnt a random action."""
+    out, _ = nets.step(model.actor, acting.params, tree.replace(inputs, obs=model.see(acting.moments, inputs.obs)), TensorDict())
+    action = torch.where(acting.random, noise["uniform"], explore(out, noise["normal"], acting.noise))
+    return model.bounds.outward(action), TensorDict(), carry
+
+
+def mode(model: Model, best: Callable, acting: Acting, inputs: Inputs, carry: TensorDict) -> tuple[Tensor, TensorDict]:
+    """`best(params [B, P]) -> [B, n]`."""
+    out, _ = nets.step(model.actor, acting.params, tree.replace(inputs, obs=model.see(acting.moments, inputs.obs)), TensorDict())
+    return model.bounds.outward(best(out)), carry
+
+
+def exploration_noise(hyper: Mapping[str, Tensor], progress: Tensor) -> Tensor:
+    """The size of the noise, from its start to its end along a straight line over the run; zero where there is none."""
+    if "noise_start" not in hyper:
+        return torch.zeros((), device=progress.device)
+    return torch.as_tensor(optim.linear_schedule(hyper["noise_start"], hyper["noise_end"], progress))
+
+
+def explore_around(params: Tensor, normal: Tensor, size: Tensor) -> Tensor:
+    """The deterministic policy's actions `[B, n]` with noise upon them, in [-1, 1]."""
+    return (torch.tanh(params) + size * normal).clamp(-1.0, 1.0)
+
+
+def deterministic_policy_loss(model: Model) -> Callable[..., tuple[Tensor, TensorDict]]:
+    """The loss whose gradient is the deterministic policy gradient (Silver et al. 2014, eq. 9), by the first critic."""
+
+    def loss(actor: TensorDict, params: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, TensorDict]:
+        q = values(model, tree.index(params["critics"], slice(0, 1)), it.obs, torch.tanh(policy(model, actor, it.obs)))
+        return -q.mean(), TensorDict(actor_loss=-q.mean())
+
+    return loss
+
+
+def check_subset(config: Any) -> None:
+    """Raise a `ValueError` if a config asks for more critics than it has."""
+    if config.subset > config.n_critics:
+        raise ValueError(f"{type(config).__name__}.subset = {config.subset} is more than n_critics = {config.n_critics}")
+
+
+def least(q: Tensor, subset: int, key: Tensor) -> Tensor:
+    """`[M]` the least value of some critics `[N, M]`, of all or of a random subset (Chen et al. 2021)."""
+    if subset == len(q):
+        return q.amin(0)
+    return q[random.permutation(key, len(q))[:subset]].amin(0)
+
+
+def believed(q: Tensor, subset: int) -> Tensor:
+    """`[M]` the value that a policy is to raise: the least of critics `[N, M]`, or their mean where targets are made of a subset
+    (Chen et al. 2021, eq. 3)."""
+    return q.amin(0) if subset == len(q) else q.mean(0)
+
+
+class Losses(NamedTuple):
+    """What tells the algorithms apart. `params` and `target` are trees of the state's names, `it` are `[M]` transitions whose
+    observations are as the networks see them and whose actions lie in [-1, 1].
+
+    Attributes:
+        returns: `returns(params, target, it, key, hyper) -> [M]`, what the critics are to say.
+        steps: by names in `params`, in the order of their gradient steps, `loss(part, params, it, key, hyper) -> (loss [], info)`,
+            of which `part` is what the gradient is taken for.
+        lrs: the learning rates' names in `hyper`, by names in `params`.
+    """
+
+    returns: Callable[..., Tensor]
+    steps: Mapping[str, Callable[..., tuple[Tensor, TensorDict]]]
+    lrs: Mapping[str, str]
+
+
+def make(
+    spec: EnvSpec,
+    config: Any,
+    model: Model,
+    losses: Losses,
+    explore: Callable,
+    best: Callable,
+    targets: tuple[str, ...],
+    extra: Mapping[str, Callable[[TensorDict], Tensor]] = {},
+) -> Algorithm:
+    """The algorithm of a config, made of its losses.
+
+    Args:
+        explore, best: as `act` and `mode` take them.
+        targets: the names in `params` that have a target.
+        extra: what else is learnt: `start(hyper) -> tensor`, by name.
+
+    Raises:
+        ValueError: the replay is too small; steps do not divide into gradient steps.
+    """
+    memory = make_replay(spec, config)
+    n_blocks = _n_blocks(config)
+    optimizers = {name: partial(optim.adam, eps=1e-8) for name in losses.lrs}
+
+    def init(key: Tensor, hyper: Mapping[str, Tensor] = {}) -> ContinuousState:
+        key, actor_key, critic_key = random.split(key, 3)
+        numbers = cfg.start(cfg.sweepable(config), hyper, key.device)
+        params = TensorDict(
+            actor=model.actor.init(actor_key),
+            critics=vmap(model.critic.init)(random.split(critic_key, model.n_critics)),
+            **{name: start(numbers) for name, start in extra.items()},
+        )
+        none = torch.zeros((), dtype=torch.int64, device=key.device)
+        shape = torch.Size(spec.observation_space.shape or ()) if config.normalize_obs else torch.Size()
+        return ContinuousState(
+            params=params,
+            target=tree.copy(TensorDict({name: params[name] for name in targets})),
+            opt=TensorDict({name: f(0.0).init(tree.ravel(params[name])[0]) for name, f in optimizers.items()}),
+            moments=normalize.init_moments(shape, key.device),
+            hyper=numbers,
+            key=key,
+            steps=none,
+            updates=none.clone(),
+            replay=memory.init(key.device),
+        )
+
+    def update(state: ContinuousState, batch: Batch) -> tuple[ContinuousState, TensorDict]:
+        hyper, steps = state.hyper, state.steps + batch.reward.numel()
+        progress = steps / hyper["total_steps"]
+        alpha, beta = hyper["alpha"], torch.as_tensor(optim.linear_schedule(hyper["beta"], 1.0, progress))
+        key, *keys = random.split(state.key, 1 + n_blocks)
+        filled = memory.add(state.replay, batch, alpha)
+        seen = filled.steps.n_added * config.n_envs  # by the replay: all steps, unless it was emptied and fills anew
+        ready = (seen >= hyper["learning_starts"]) & (memory.size(filled) > 0)
+        moments = _seen(state.moments, batch) if config.normalize_obs else state.moments
+        flat, unravel = _ravel(state.params)
+        target, _ = _ravel(state.target)
+
+        def sample(filled: ReplayState, key: Tensor) -> tuple[replay.Sample, Transitions]:
+            drawn = memory.sample(filled, key, config.batch_size, hyper["gamma"], beta)
+            it = drawn.transitions
+            return drawn, tree.replace(
+                it,
+                obs=model.see(moments, it.obs),
+                next_obs=model.see(moments, it.next_obs),
+                action=model.bounds.inward(it.action),
+            )
+
+        def step(learner: Learner, name: str, loss: Callable, *args: Any) -> tuple[Learner, Any]:
+            """One gradient step of the parameters of a name, unless it is too early."""
+            part = learner.params[name]
+            gradient, info = common.gradient(loss, unravel[name], part, *args)
+            optimizer = optimizers[name](hyper[losses.lrs[name]])
+            after = common.gradient_step(optimizer, part, learner.opt[name], gradient)
+            new, opt = tree.where(ready, after, (part, learner.opt[name]))
+            return tree.replace(learner, params=_with(learner.params, name, new), opt=_with(learner.opt, name, opt)), info
+
+        def critic_step(carry: tuple, key: Tensor) -> tuple[tuple, dict]:
+            learner, filled = carry
+            sample_key, key = random.split(key)
+            drawn, it = sample(filled, sample_key)
+            wanted = losses.returns(_all(unravel, learner.params), _all(unravel, learner.target), it, key, hyper).detach()
+
+            def loss(critics: TensorDict) -> tuple[Tensor, tuple[TensorDict, Tensor]]:
+                q = values(model, critics, it.obs, it.action)
+                errors = wanted - q
+                total = (drawn.weights * errors**2).mean(-1).sum()
+                return total, (TensorDict(critic_loss=total, q=q.mean(), td_error=errors.abs().mean()), errors.abs().mean(0))
+
+            learner, (info, errors) = step(learner, "critics", loss)
+            updates = learner.updates + ready
+            due = ready & (updates % config.target_every == 0)
+            learner = tree.replace(learner, target=_towards(learner, due * hyper["tau"]), updates=updates)
+            filled = memory.update(filled, drawn.rows, torch.where(ready, errors, 1.0), alpha)
+            return (learner, filled), info.to_dict()
+
+        def policy_step(learner: Learner, key: Tensor, filled: ReplayState) -> tuple[Learner, dict]:
+            figures: dict[str, Tensor] = {}
+            sample_key, *keys = random.split(key, 1 + len(losses.steps))
+            _, it = sample(filled, sample_key)
+            for (name, loss), its_key in zip(losses.steps.items(), keys, strict=True):
+                learner, info = step(learner, name, loss, _all(unravel, learner.params), it, its_key, hyper)
+                figures |= info.to_dict()
+            return learner, figures
+
+        def block(carry: tuple, key: Tensor) -> tuple[tuple, dict]:
+            """`policy_every` gradient steps of the critics, then `policy_updates` of the policy."""
+            critic_key, policy_key = random.split(key)
+            (learner, filled), figures = scan(critic_step, carry, random.split(critic_key, config.policy_every))
+            figures = {name: x.mean(0) for name, x in figures.items()}
+            for key in random.split(policy_key, config.policy_updates):
+                learner, more = policy_step(learner, key, filled)
+            return (learner, filled), {**figures, **more}
+
+        start = Learner(params=flat, target=target, opt=state.opt, updates=state.updates)
+        (learner, filled), figures = scan(block, (start, filled), torch.stack(keys))
+        state = ContinuousState(
+            params=tree.copy(_all(unravel, learner.params)),
+            target=tree.copy(_all(unravel, learner.target)),
+            opt=learner.opt,
+            moments=moments,
+            hyper=hyper,
+            key=key,
+            steps=steps,
+            updates=learner.updates,
+            replay=filled,
+        )
+        info = {name: x.mean(0) for name, x in figures.items()}
+        ratio = learner.updates * config.batch_size / steps
+        return state, TensorDict(**info, replay_size=memory.size(filled).float(), replay_ratio=ratio)
+
+    def acting(state: ContinuousState) -> Acting:
+        progress = state.steps / state.hyper["total_steps"]
+        return Acting(
+            params=state.params["actor"],
+            moments=state.moments,
+            noise=exploration_noise(state.hyper, progress),
+            random=state.steps < state.hyper["learning_starts"],
+        )
+
+    return common.algorithm(
+        spec,
+        config,
+        init=init,
+        act=partial(act, model, explore),
+        update=update,
+        mode=partial(mode, model, best),
+        draw=partial(draw, model.bounds.half.numel()),
+        acting=acting,
+        forget=lambda state: tree.replace(state, replay=memory.init(state.key.device)),
+        replay=lambda state: state.replay,
+    )
+
+
+def _n_blocks(config: Any) -> int:
+    """How often a batch's gradient steps go on to the policy."""
+    n = config.utd * config.n_envs * config.n_steps / config.policy_every
+    if n < 1 or not math.isclose(n, round(n)):
+        raise ValueError(
+            f"{type(config).__name__}: utd * n_envs * n_steps = {config.utd} * {config.n_envs} * {config.n_steps} gradient steps a "
+            f"batch are no multiple of policy_every = {config.policy_every}"
+        )
+    return round(n)
+
+
+def _ravel(params: TensorDict) -> tuple[TensorDict, dict[str, Callable]]:
+    """Each name's parameters as one vector, and what makes the tree of such a vector again."""
+    parts = {name: tree.ravel(params[name]) for name in sorted(params.keys())}
+    return TensorDict({name: flat for name, (flat, _) in parts.items()}), {name: unravel for name, (_, unravel) in parts.items()}
+
+
+def _all(unravel: Mapping[str, Callable], flat: TensorDict) -> TensorDict:
+    return TensorDict({name: unravel[name](x) for name, x in flat.items()})
+
+
+def _with(parts: TensorDict, name: str, new: Any) -> TensorDict:
+    return TensorDict({**dict(parts.items()), name: new})
+
+
+def _towards(learner: Learner, tau: Tensor) -> TensorDict:
+    """The targets, moved a part of the way to what they follow: Polyak averaging (Lillicrap et al. 2016)."""
+    return TensorDict({name: x + tau * (learner.params[name] - x) for name, x in learner.target.items()})
+
+
+def _seen(moments: Moments, batch: Batch) -> Moments:
+    return normalize.update_moments(moments, batch.inputs.obs.flatten(0, 1), batch.valid.flatten())

@@ -10,7 +10,7 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.vmap import restore_vmap, unwrap_batched, wrap_batched
 from torch._higher_order_ops.scan import scan_op
 from torch._higher_order_ops.utils import reenter_make_fx
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, track_tensor_tree
 from torch.utils import _pytree as pytree
 
@@ -143,6 +143,9 @@ def _lift(body: torch.fx.GraphModule) -> list[Tensor]:
     last = body.graph.find_nodes(op="placeholder")[-1]
     for node in list(body.graph.find_nodes(op="get_attr")):
         value = getattr(body, node.target)
+        if isinstance(value, Tensor) and is_literal(value):
+            with unset_fake_temporarily():  # torch would look here for the same tensor when it is met outside, and not find it
+                setattr(body, node.target, value.clone())
         if not isinstance(value, Tensor) or is_literal(value):
             continue
         if id(value) not in found:
@@ -153,6 +156,6 @@ def _lift(body: torch.fx.GraphModule) -> list[Tensor]:
         node.replace_all_uses_with(found[id(value)][1])
         body.graph.erase_node(node)
     kept = {node.target for node in body.graph.find_nodes(op="get_attr")}
-    for name in [name for name, x in [*vars(body).items(), *body.named_buffers()] if isinstance(x, Tensor) and name not in kept]:
+    for name in [name for name, x in [*vars(body).items(), *body.named_buffers(recurse=False)] if isinstance(x, Tensor) and name not in kept]:
         delattr(body, name)
     return [value for value, _ in found.values()]

@@ -167,14 +167,27 @@ def _allocate_once(body: SubgraphLowering) -> None:
 
     def make_buffer_allocation(buffer: Any) -> str:
         declaration, name, lines = allocate(buffer), buffer.get_name(), wrapper.wrapper_call._lines
-        loops = [i for i, line in enumerate(lines) if isinstance(line, str) and line.strip() == "while (1) {"]
-        if name not in shared or not loops:
+        loop = _open_loop(lines)
+        if name not in shared or loop is None:
             return declaration
         allocation = lines.pop()
-        lines.insert(loops[-1], f"RAIIAtenTensorHandle {name};")
+        lines.insert(loop, f"RAIIAtenTensorHandle {name};")
         return f"if (!{name}.get()) {{ {allocation} {name} = RAIIAtenTensorHandle({name}_handle); }}"
 
     wrapper.make_buffer_allocation = make_buffer_allocation  # type: ignore[method-assign]
+
+
+def _open_loop(lines: list) -> int | None:
+    """The line at which the innermost loop begins that is not closed yet."""
+    closed = 0
+    for i in reversed(range(len(lines))):
+        line = lines[i].strip() if isinstance(lines[i], str) else ""
+        closed += line.count("}") - line.count("{")
+        if closed < 0:
+            if line == "while (1) {":
+                return i
+            closed = 0  # another block that is open
+    return None
 
 
 def _is_small(layout: Layout) -> bool:

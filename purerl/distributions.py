@@ -31,8 +31,8 @@ class Distribution(NamedTuple):
         log_prob: `log_prob(params, action) -> [...]`.
         entropy: `entropy(params) -> [...]`; exact, but for `tanh_gaussian`, which says how it approximates.
         kl: `kl(params_p, params_q) -> [...]`, KL(p || q).
-        sample_and_log_prob: `sample_and_log_prob(params, noise) -> (action, [...])`, both of one pass: where an action was squashed,
-            of what it was before, which an action near the walls does not tell any more.
+        sample_and_log_prob: `sample_and_log_prob(params, noise) -> (action, [...])`, both of one pass; where an action was
+            squashed, of what it was before, which an action near the walls does not tell any more.
     """
 
     n_params: int

@@ -24,8 +24,10 @@ from purerl.replay import ReplayState, Transitions
 from purerl.spaces import blank_inputs
 from purerl.transforms import scan, vmap
 
-CLASSIC = {"Pendulum-v1": {"learning_starts": 500, "actor_lr": 1e-3, "capacity": 100_000}}
-CLASSIC["MountainCarContinuous-v0"] = {"learning_starts": 2_000, "capacity": 100_000}
+CLASSIC: dict[str, dict[str, Any]] = {  # of fewer steps
+    "Pendulum-v1": {"learning_starts": 500, "actor_lr": 1e-3, "capacity": 100_000},
+    "MountainCarContinuous-v0": {"learning_starts": 2_000, "capacity": 100_000},
+}
 
 
 class ContinuousState(TensorClass):
@@ -56,8 +58,14 @@ class ContinuousState(TensorClass):
 
 
 class Acting(TensorClass):
-    """What acting needs of the state: the actor's parameters, the moments, the size of the exploration noise, and whether actions are
-    still random."""
+    """What acting needs of the state.
+
+    Attributes:
+        params: the actor's.
+        moments: of the observations.
+        noise: `[]` float32, the size of the exploration noise.
+        random: `[]` bool, actions are still random.
+    """
 
     params: TensorDict
     moments: Moments
@@ -131,8 +139,8 @@ def make_model(
     """The config's networks, or the user's.
 
     Raises:
-        ValueError: as `make_bounds`; a network returns something else; or observations that are to be standardized and are no box of
-            floats.
+        ValueError: as `make_bounds`; a network returns something else; or observations are to be standardized and are no box
+            of floats.
     """
     bounds, space = make_bounds(spec), spec.observation_space
     if config.normalize_obs and not nets.is_vector(space):
@@ -220,6 +228,14 @@ def check_subset(config: Any) -> None:
         raise ValueError(f"{type(config).__name__}.subset = {config.subset} is more than n_critics = {config.n_critics}")
 
 
+def check_start(config: Any) -> None:
+    """Raise a `ValueError` if a config's run would end before anything is learnt."""
+    if config.learning_starts > config.total_steps:
+        raise ValueError(
+            f"{type(config).__name__}.learning_starts = {config.learning_starts} is more than total_steps = {config.total_steps}"
+        )
+
+
 def least(q: Tensor, subset: int, key: Tensor) -> Tensor:
     """`[M]` the least value of some critics `[N, M]`, of all or of a random subset (Chen et al. 2021)."""
     if subset == len(q):
@@ -276,11 +292,9 @@ def make(
     def init(key: Tensor, hyper: Mapping[str, Tensor] = {}) -> ContinuousState:
         key, actor_key, critic_key = random.split(key, 3)
         numbers = cfg.start(cfg.sweepable(config), hyper, key.device)
-        params = TensorDict(
-            actor=model.actor.init(actor_key),
-            critics=vmap(model.critic.init)(random.split(critic_key, model.n_critics)),
-            **{name: start(numbers) for name, start in extra.items()},
-        )
+        critics = vmap(model.critic.init)(random.split(critic_key, model.n_critics))
+        params = TensorDict({"actor": model.actor.init(actor_key), "critics": critics})
+        params.update({name: start(numbers) for name, start in extra.items()})
         none = torch.zeros((), dtype=torch.int64, device=key.device)
         shape = torch.Size(spec.observation_space.shape or ()) if config.normalize_obs else torch.Size()
         return ContinuousState(
@@ -416,7 +430,7 @@ def _n_blocks(config: Any) -> int:
 
 def _ravel(params: TensorDict) -> tuple[TensorDict, dict[str, Callable]]:
     """Each name's parameters as one vector, and what makes the tree of such a vector again."""
-    parts = {name: tree.ravel(params[name]) for name in sorted(params.keys())}
+    parts = {str(name): tree.ravel(part) for name, part in params.items()}
     return TensorDict({name: flat for name, (flat, _) in parts.items()}), {name: unravel for name, (_, unravel) in parts.items()}
 
 

@@ -49,6 +49,7 @@ class DDPGConfig:
 
     def __post_init__(self) -> None:
         cfg.check(self)
+        ac.check_start(self)
 
 
 def default_config(spec: EnvSpec) -> DDPGConfig:
@@ -68,8 +69,8 @@ def make_ddpg(
         critic: your own module `forward(x) -> [N, 1]`, where `x` holds `obs` `[N, ...]` and `action` `[N, n]` in [-1, 1].
 
     Raises:
-        ValueError: an action space that is no box with bounds, a network that returns something else, a replay that is too small, or
-            steps that do not divide into gradient steps.
+        ValueError: an action space that is no box with bounds, a network that returns something else, a replay that is too
+            small, or steps that do not divide into gradient steps.
     """
     config = config or default_config(spec)
     model = ac.make_model(spec, config, False, actor, critic)

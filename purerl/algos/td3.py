@@ -17,7 +17,8 @@ from purerl.replay import Transitions
 
 @dataclasses.dataclass(frozen=True)
 class TD3Config:
-    """Defaults for MuJoCo, CleanRL's `td3_continuous_action.py`; `default_config` has those for classic control. Floats can be swept."""
+    """Defaults for MuJoCo, CleanRL's `td3_continuous_action.py`; `default_config` has those for classic control. Floats can be
+    swept."""
 
     n_envs: int = fields.n_envs(1)
     n_steps: int = fields.n_steps(4)
@@ -52,6 +53,7 @@ class TD3Config:
 
     def __post_init__(self) -> None:
         cfg.check(self)
+        ac.check_start(self)
         ac.check_subset(self)
 
 
@@ -72,8 +74,8 @@ def make_td3(
         critic: your own module `forward(x) -> [N, 1]`, where `x` holds `obs` `[N, ...]` and `action` `[N, n]` in [-1, 1].
 
     Raises:
-        ValueError: an action space that is no box with bounds, a network that returns something else, a replay that is too small, or
-            steps that do not divide into gradient steps.
+        ValueError: an action space that is no box with bounds, a network that returns something else, a replay that is too
+            small, or steps that do not divide into gradient steps.
     """
     config = config or default_config(spec)
     model = ac.make_model(spec, config, False, actor, critic)

@@ -156,6 +156,8 @@ def _lift(body: torch.fx.GraphModule) -> list[Tensor]:
         node.replace_all_uses_with(found[id(value)][1])
         body.graph.erase_node(node)
     kept = {node.target for node in body.graph.find_nodes(op="get_attr")}
-    for name in [name for name, x in [*vars(body).items(), *body.named_buffers(recurse=False)] if isinstance(x, Tensor) and name not in kept]:
+    for name in [
+        name for name, x in [*vars(body).items(), *body.named_buffers(recurse=False)] if isinstance(x, Tensor) and name not in kept
+    ]:
         delattr(body, name)
     return [value for value, _ in found.values()]

@@ -28,6 +28,7 @@ from purerl.nets.values import ActionValues, Noisy, Plain, check_action_values
 __all__ = [
     "ACTIVATIONS",
     "CNN",
+    "LOG_STD",
     "NORMS",
     "SCHEMES",
     "ActionValues",
@@ -35,7 +36,6 @@ __all__ = [
     "Convolutions",
     "Flatten",
     "GaussianHead",
-    "LOG_STD",
     "Network",
     "Noisy",
     "Norm",

@@ -33,8 +33,8 @@ class PairValues(nn.Module):
 
 
 class PolicyParameters(nn.Module):
-    """`n` numbers an observation, and with `deviations` the logarithms of `n` standard deviations behind them, `[N, ...] -> [N, n]` or
-    `[N, 2 n]`; tanh brings those between the bounds `LOG_STD`.
+    """`n` numbers an observation, `[N, ...] -> [N, n]`; with `deviations` the logarithms of `n` standard deviations behind them,
+    `[N, 2 n]`, which tanh brings between the bounds `LOG_STD`.
     """
 
     def __init__(

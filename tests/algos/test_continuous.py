@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_trees_equal
-from tensordict import TensorDict
 
-from purerl import SpentError, algos, compile, distributions, envs, fuse, random, tree, vmap
+from purerl import SpentError, algos, compile, distributions, envs, fuse, nets, random, tree, vmap
 from purerl.algos import continuous as ac
 from purerl.base import Env, EnvSpec
-from purerl.replay import Transitions
+from purerl.rollout import rollout
+from purerl.spaces import blank_inputs
 
 OPTIONS = {"n_step": 2, "prioritized": True, "normalize_obs": True, "n_critics": 3, "norm": "layer", "policy_every": 4}
 VARIANTS = {
@@ -99,7 +99,7 @@ def check(algo, env, state):
     targets = torch.tensor([1.2, 2.0, 2.8])
     for kind, value in ((1.0, 1.0), (0.0, 5.0)):
         obs = torch.stack([targets, torch.full((3,), kind)], -1)
-        inputs = tree.expand(tree.map(lambda x: x[0], ac.blank_inputs(env.spec, 1)), 3).replace(obs=obs)
+        inputs = tree.expand(tree.map(lambda x: x[0], blank_inputs(env.spec, 1)), 3).replace(obs=obs)
         action, _ = algo.mode(algo.acting(state), inputs, algo.carry(3))
         torch.testing.assert_close(action[:, 0], targets, rtol=0, atol=0.2)
         name = type(algo.config).__name__.removesuffix("Config").lower()
@@ -108,3 +108,222 @@ def check(algo, env, state):
         found = ac.values(model, state.params["critics"], seen, model.bounds.inward(action))
         entropy = 0.2 if name == "sac" else 0.0  # a soft value holds the entropy's too
         torch.testing.assert_close(found.mean(0), torch.full((3,), value), rtol=0, atol=0.15 * value + entropy * value)
+
+
+def _first_update(name, **config):
+    """The first gradient step of all parts: the state before and after it, the transitions that the critics and the policy saw, and
+    their keys."""
+    env = _probe()
+    once = {"n_steps": 1, "policy_every": 1, "policy_updates": 1, "target_every": 1, "learning_starts": 32, "batch_size": 16}
+    algo = make(name, env.spec, **{**once, **config})
+    init, step = fuse(algo, env)
+    before, _ = steps(step, init(random.key(3)), 3)
+    after, _ = step(tree.map(torch.clone, before))
+    _, batch = rollout(algo, env, before.algo, before.actors, 1, random.split(before.key)[1])
+    memory, state = ac.make_replay(env.spec, algo.config), before.algo
+    filled = memory.add(state.replay, batch, torch.tensor(0.0))
+    critic_key, policy_key = random.split(random.split(state.key)[1])
+    gamma = state.hyper["gamma"]
+    model = ac.make_model(env.spec, algo.config, name == "sac")
+
+    def drawn(key, n_uses):
+        sample_key, *keys = random.split(key, 1 + n_uses)
+        it = memory.sample(filled, sample_key, 16, gamma, gamma).transitions
+        return it.replace(action=model.bounds.inward(it.action)), keys
+
+    it, (critic_key,) = drawn(random.split(critic_key, 1)[0], 1)
+    policy_it, policy_keys = drawn(random.split(policy_key, 1)[0], len(state.params.keys()) - 1)
+    return algo, state, after.algo, (it, critic_key), (policy_it, policy_keys)
+
+
+def _modules(params):
+    """What PairValues and PolicyParameters compute, from parameters that torch's autograd follows."""
+    params = {name: x.clone().requires_grad_() for name, x in params.items()}
+
+    def mlp(x):
+        for i in (0, 2):
+            x = torch.relu(x @ params[f"mlp.{i}.weight"].mT + params[f"mlp.{i}.bias"])
+        return x
+
+    def head(name, x):
+        return x @ params[f"{name}.weight"].mT + params[f"{name}.bias"]
+
+    return params, mlp, head
+
+
+def _policy(parts, obs, deviations):
+    _, mlp, head = parts
+    features, (low, high) = mlp(obs), nets.LOG_STD
+    mean = head("mean", features)
+    return torch.cat([mean, low + (high - low) / 2 * (torch.tanh(head("log_std", features)) + 1)], -1) if deviations else mean
+
+
+def _q(critics, obs, action):
+    return torch.stack([head("out", mlp(torch.cat([obs, action], -1))).squeeze(-1) for _, mlp, head in critics])
+
+
+def _parts(params, n):
+    return [_modules(tree.index(params, i)) for i in range(n)]
+
+
+def _check_step(params, lr, found):
+    """Adam's first step, as torch takes it, leads to the parameters that were found."""
+    torch.optim.Adam(params.values(), lr=lr).step()
+    assert_trees_equal([found[name] for name in params], [x.detach() for x in params.values()], rtol=1e-4, atol=1e-6)
+
+
+def _check_critics(config, critics, it, wanted, before, after):
+    sum(((each - wanted.detach()) ** 2).mean() for each in _q(critics, it.obs, it.action)).backward()
+    for i, (params, _, _) in enumerate(critics):
+        _check_step(params, config.critic_lr, tree.index(after.params["critics"], i))
+        for name, x in params.items():
+            old = before.target["critics"][name][i]
+            moved = old + config.tau * (x.detach() - old)
+            torch.testing.assert_close(after.target["critics"][name][i], moved, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [True, False])
+def test_a_sac_update_follows_a_plain_loop(temperature):
+    """The first gradient steps of all parts, by torch's autograd and optimizer, from the same transitions and noise."""
+    algo, before, after, (it, key), (policy_it, keys) = _first_update("sac", learn_temperature=temperature, temperature=0.3)
+    config, alpha = algo.config, torch.tensor(0.3)
+    dist = distributions.tanh_gaussian(-torch.ones(1), torch.ones(1))
+    critics, actor = _parts(before.params["critics"], 2), _modules(before.params["actor"])
+
+    noise = random.normal(random.split(key)[0], (16, 1))
+    action, log_prob = dist.sample_and_log_prob(_policy(actor, it.next_obs, True), noise)
+    q = _q(_parts(before.target["critics"], 2), it.next_obs, action).amin(0)
+    _check_critics(config, critics, it, it.reward + it.discount * (q - alpha * log_prob), before, after)
+
+    action, log_prob = dist.sample_and_log_prob(_policy(actor, policy_it.obs, True), random.normal(keys[0], (16, 1)))
+    (alpha * log_prob - _q(critics, policy_it.obs, action).amin(0)).mean().backward()
+    _check_step(actor[0], config.actor_lr, after.params["actor"])
+    if temperature:
+        log_alpha = alpha.log().requires_grad_()
+        _, log_prob = dist.sample_and_log_prob(_policy(actor, policy_it.obs, True), random.normal(keys[1], (16, 1)))
+        (-log_alpha.exp() * (log_prob.mean() + config.target_entropy).detach()).backward()
+        torch.optim.Adam([log_alpha], lr=config.critic_lr).step()
+        torch.testing.assert_close(after.params["log_temperature"], log_alpha.detach())
+
+
+@pytest.mark.parametrize("name", ["ddpg", "td3"])
+def test_a_deterministic_update_follows_a_plain_loop(name):
+    algo, before, after, (it, key), (policy_it, _) = _first_update(name)
+    config = algo.config
+    critics, actor = _parts(before.params["critics"], config.n_critics), _modules(before.params["actor"])
+    targets, action = _parts(before.target["critics"], config.n_critics), torch.tanh(_policy(actor, it.next_obs, False))
+    if name == "td3":
+        noise = config.target_noise * random.normal(random.split(key)[0], (16, 1))
+        action = (action + noise.clamp(-config.target_clip, config.target_clip)).clamp(-1, 1)
+    wanted = it.reward + it.discount * _q(targets, it.next_obs, action).amin(0)
+    _check_critics(config, critics, it, wanted, before, after)
+    (-_q(critics[:1], policy_it.obs, torch.tanh(_policy(actor, policy_it.obs, False))).mean()).backward()
+    _check_step(actor[0], config.actor_lr, after.params["actor"])
+
+
+def test_log_probabilities_of_a_squashed_gaussian_integrate_to_one():
+    """On a fine grid of actions between walls that are not symmetric; and the sample's own is finite and right at the walls, where
+    the action does not tell what it was before."""
+    low, high = torch.tensor([-1.0]), torch.tensor([3.0])
+    dist = distributions.tanh_gaussian(low, high)
+    for params in ([0.3, -0.5], [-1.0, 0.2], [1.5, -2.0]):
+        action = torch.linspace(-1, 3, 400_001)[1:-1, None]
+        density = dist.log_prob(torch.tensor(params).expand(len(action), 2), action).exp()
+        assert density.sum().item() * 1e-5 == pytest.approx(1.0, abs=2e-3)
+    params, noise = torch.tensor([[30.0, 0.0], [-40.0, 1.0]]), torch.zeros(2, 1)
+    action, log_prob = dist.sample_and_log_prob(params, noise)
+    assert action.flatten().tolist() == [3.0, -1.0]
+    u = params[:, 0].double()
+    exact = -0.5 * math.log(2 * math.pi) - params[:, 1] - (math.log(2.0) + 2 * (math.log(2.0) - u.abs()))
+    torch.testing.assert_close(log_prob.double(), exact, rtol=1e-6, atol=1e-5)
+    gradient = torch.func.grad(lambda params: dist.sample_and_log_prob(params, noise)[1].sum())(params)
+    assert torch.isfinite(gradient).all()
+
+
+def test_a_subset_of_critics_is_drawn_and_its_least_believed():
+    q = torch.arange(12.0).reshape(4, 3)
+    assert torch.equal(ac.least(q, 4, random.key(0)), q[0])
+    found = torch.stack([ac.least(q, 2, key)[0] for key in random.split(random.key(0), 300)])
+    counts = [(found == value).float().mean().item() for value in q[:, 0]]
+    assert counts == pytest.approx([1 / 2, 1 / 3, 1 / 6, 0], abs=0.08)  # the least of two of four
+    assert torch.equal(ac.believed(q, 2), q.mean(0))
+    assert torch.equal(ac.believed(q, 4), q[0])
+
+
+def test_actions_are_random_at_first_then_noisy_and_without_noise_in_evaluation():
+    env = _probe()
+    algo = make("td3", env.spec, noise_start=0.4, noise_end=0.0, total_steps=1000)
+    state = algo.init(random.key(0))
+    inputs = tree.expand(tree.map(lambda x: x[0], blank_inputs(env.spec, 1)), 5000)
+    noise = vmap(algo.draw)(random.split(random.key(1), 5000))
+
+    def act(steps):
+        acting = algo.acting(state.replace(steps=torch.tensor(steps)))
+        return algo.act(acting, inputs, algo.carry(5000), noise)[0], algo.mode(acting, inputs, algo.carry(5000))[0]
+
+    first, best = act(0)
+    assert (first.min() < 0.01, first.max() > 3.99, first.mean().item()) == (True, True, pytest.approx(2.0, abs=0.1))
+    middle, same = act(500)
+    assert torch.equal(best, same)
+    assert (middle - best).std().item() == pytest.approx(2 * 0.2, abs=0.02)  # half the range times half the noise
+    assert torch.equal(*act(1000))
+
+
+BOX = gym.spaces.Box(-1.0, 1.0, (2,))
+
+
+@pytest.mark.parametrize("name", ["ddpg", "td3", "sac"])
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (gym.spaces.Discrete(3), r"action space: Discrete\(3\) is not a Box of floats, which continuous control needs"),
+        (gym.spaces.Box(-np.inf, np.inf, (2,)), "has no bounds on some side; wrap it, as gymnasium.wrappers.RescaleAction does"),
+        (gym.spaces.Box(0, 3, (2,), np.int64), "is not a Box of floats"),
+    ],
+)
+def test_bad_spaces(name, space, message):
+    with pytest.raises(ValueError, match=message):
+        algos.make(name, EnvSpec("x", BOX, space))
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("sac", {"subset": 3}, "SACConfig.subset = 3 is more than n_critics = 2"),
+        ("td3", {"subset": 0}, "TD3Config.subset = 0 is not an integer at least 1"),
+        ("sac", {"utd": 0.3}, r"SACConfig: utd \* n_envs \* n_steps = 0.3 \* 1 \* 4 .* no multiple of policy_every = 2"),
+        ("ddpg", {"policy_every": 8}, "no multiple of policy_every = 8"),
+        ("sac", {"capacity": 10}, "SACConfig.capacity = 10 is less than batch_size = 256"),
+        ("sac", {"temperature": -1.0}, "SACConfig.temperature = -1.0 is not a number at least 0.0"),
+        ("sac", {"learning_starts": 2_000_000}, "SACConfig.learning_starts = 2000000 is more than total_steps = 1000000"),
+    ],
+)
+def test_bad_config(name, config, message):
+    spec = EnvSpec("x", BOX, BOX)
+    with pytest.raises(ValueError, match=message):
+        algos.make(name, spec, dataclasses.replace(algos.default_config(name, spec), **config))
+
+
+@pytest.mark.torch_modules
+def test_networks_of_ones_own():
+    class Critic(torch.nn.Module):
+        def __init__(self, size=1):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, size)
+
+        def forward(self, x):
+            return self.layer(torch.cat([x["obs"], x["action"]], -1))
+
+    env = _probe()
+    config = dataclasses.replace(algos.default_config("sac", env.spec), **{**SMALL, "learning_starts": 32})
+    algo = algos.make_sac(env.spec, config, torch.nn.Linear(2, 2), Critic())
+    init, step = fuse(algo, env)
+    state, info = steps(step, init(random.key(0)), 3)
+    assert state.algo.params["critics"]["layer.weight"].shape == (2, 1, 3)
+    assert torch.isfinite(info["critic_loss"])
+    with pytest.raises(
+        ValueError, match=r"net: the action parameters of 2 observations has shape \[2, 3\], but \[2, 2\] is wanted"
+    ):
+        algos.make_sac(env.spec, config, torch.nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"net: the values of 2 observations has shape \[2, 4\]"):
+        algos.make_sac(env.spec, config, None, Critic(4))

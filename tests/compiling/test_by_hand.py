@@ -12,6 +12,7 @@ BATCHES = {"n_envs": 2, "n_steps": 4, "hidden": (8,)}
 MINIBATCHES = {**BATCHES, "epochs": 1, "n_minibatches": 2}
 REPLAY = {"n_envs": 2, "n_steps": 3, "capacity": 16, "batch_size": 4, "replay_ratio": 1.0, "learning_starts": 6, "hidden": (8,)}
 SUPPORT = {"n_atoms": 5, "v_min": -2.0, "v_max": 6.0}
+CRITICS = {"n_envs": 2, "n_steps": 4, "capacity": 16, "batch_size": 4, "utd": 0.5, "learning_starts": 6, "hidden": (8,)}
 CONFIGS = {
     "a2c": BATCHES,
     "ppo": MINIBATCHES,
@@ -20,6 +21,9 @@ CONFIGS = {
     "c51": {**REPLAY, **SUPPORT},
     "qrdqn": {**REPLAY, "n_quantiles": 3},
     "rainbow": {**REPLAY, **SUPPORT},
+    "ddpg": {**CRITICS, "policy_every": 4},
+    "td3": {**CRITICS, "policy_every": 4},
+    "sac": {**CRITICS, "policy_every": 4},
 }
 
 
@@ -30,7 +34,7 @@ def test_every_algorithm_is_here():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_torch_compile_takes_the_fused_step_as_it_is(name):
     """The lanes of eager steps; one compilation; a replay is copied, and the state before is as good as ever."""
-    env = envs.make("CartPole-v1")
+    env = envs.make("Pendulum-v1" if name in ("ddpg", "td3", "sac") else "CartPole-v1")
     algo = algos.make(name, env.spec, dataclasses.replace(algos.default_config(name, env.spec), **CONFIGS[name]))
     init, step = fuse(algo, env)
     start = vmap(init)(random.split(random.key(3), 2))

@@ -137,3 +137,24 @@ def test_cells_of_torch_write_into_tensors_of_their_own(make):
             continue
         lanes = tree.stack([(params, x), (params, x * 2)])
         assert_trees_equal(compile(vmap(f))(*lanes), tree.stack([f(params, x), f(params, x * 2)]), rtol=1e-5, atol=1e-6)
+
+
+def test_what_an_inner_and_an_outer_loop_both_close_over_and_what_comes_behind_the_inner_one():
+    """A small constant of both, and a product behind the inner loop, whose memory belongs to the outer one."""
+    draw = torch.Generator().manual_seed(0)
+    by, weights = torch.tensor([0.5, -0.25]), torch.rand(2, 2, generator=draw)
+
+    def outer(x, ys):
+        x, _ = scan(lambda x, y: (x * by + y, {}), x, ys)
+        product = (x[None] * by) @ weights
+        return x + torch.tanh(product @ weights)[0], {"norm": (product @ weights.mT).sum()}
+
+    def f(x, yss):
+        return scan(outer, x, yss)
+
+    x, yss = torch.rand(3, 2, generator=draw), torch.rand(3, 4, 5, 2, generator=draw)
+    after, found = compile(vmap(f))(x, yss)
+    for i in range(3):
+        lone, norm = f(x[i], yss[i])
+        torch.testing.assert_close(after[i], lone)
+        torch.testing.assert_close(found["norm"][i], norm["norm"])

@@ -1,5 +1,6 @@
 """Functions over trees: a tensor, or any nesting of TensorDicts, TensorClasses, tuples, lists and dicts of tensors."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -114,9 +115,29 @@ def _without_memory(structure: Node | None) -> Node | None:
 
 
 def map(f: Callable, *trees: Any) -> Any:
-    """The tree of `f(leaf, ...)` over the leaves of trees of one structure."""
-    columns = [leaves(tree) for tree in trees]
-    return unflatten(structure(trees[0]), [f(*xs) for xs in zip(*columns, strict=True)])
+    """The tree of `f(leaf, ...)` over the leaves of trees of one structure; what has a name is found by it, whatever the order.
+
+    Raises:
+        ValueError: other names, or not as many leaves.
+    """
+    first, shape_of_tree = flatten(trees[0])
+    columns = [first, *(_ordered(shape_of_tree, *flatten(tree)[::-1]) for tree in trees[1:])]
+    return unflatten(shape_of_tree, [f(*xs) for xs in zip(*columns, strict=True)])
+
+
+def _ordered(wanted: Node | None, found: Node | None, leaves: list[Any]) -> list[Any]:
+    """A tree's leaves in the order that another one has them."""
+    if wanted is None or found is None or wanted == found or len(wanted.children) != len(found.children):
+        return leaves
+    ends = list(itertools.accumulate(size(child) for child in found.children))
+    parts = [leaves[end - size(child) : end] for child, end in zip(found.children, ends, strict=True)]
+    places = list(range(len(parts)))
+    if wanted.keys and found.keys and wanted.keys != found.keys:
+        if set(wanted.keys) != set(found.keys):
+            raise ValueError(f"tree: one has {', '.join(wanted.keys)}, but another {', '.join(found.keys)}")
+        places = [found.keys.index(name) for name in wanted.keys]
+    children = zip(wanted.children, places, strict=True)
+    return [x for child, i in children for x in _ordered(child, found.children[i], parts[i])]
 
 
 def leaves(tree: Any) -> list[Any]:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from tensordict import TensorDict
 
@@ -33,3 +34,15 @@ def test_where_broadcasts_over_trailing_axes():
     out = tree.where(mask, example(), tree.map(torch.zeros_like, example()))
     assert out["a"].tolist() == [[0, 1, 2], [0, 0, 0]]
     assert out["b", "d"].tolist() == [0, 0]
+
+
+def test_what_has_a_name_is_found_by_it():
+    """Whatever the order, at any depth; other names are told."""
+    a = TensorDict(x=torch.zeros(2), inner=TensorDict(p=torch.ones(2), q=torch.full((2,), 2.0)))
+    b = TensorDict(inner=TensorDict(q=torch.full((2,), 20.0), p=torch.full((2,), 10.0)), x=torch.full((2,), 5.0))
+    found = tree.map(lambda x, y: x + y, a, b)
+    assert (found["x"].tolist(), found["inner", "p"].tolist(), found["inner", "q"].tolist()) == ([5, 5], [11, 11], [22, 22])
+    chosen = tree.where(torch.tensor([True, False]), a, b)
+    assert chosen["inner", "q"].tolist() == [2, 20]
+    with pytest.raises(ValueError, match="tree: one has x, inner, but another x, other"):
+        tree.map(lambda x, y: x, a, TensorDict(x=torch.zeros(2), other=torch.zeros(2)))

@@ -121,15 +121,12 @@ class OwnMemory(CustomGraphPass):
                 closed_over = [x if _is_large_memory(x) else _copy(graph, x) for x in closed_over]
                 loop.args = (body, carry, xs if _is_counted(loop) else [_copy(graph, x) for x in xs], closed_over)
         _counted.apply(graph)
-        output = graph.output_node()
-        results: Any = output.args[0]
-        taken: set[int | None] = set()
-        owned: list[Any] = []
-        with graph.inserting_before(output):
-            for x in results:
-                owned.append(_copy(graph, x) if graphs.storage(x) in taken else x)
-                taken.add(graphs.storage(x))
-        output.args = (tuple(owned),)
+        _own_results(graph)
+        module = graph.owning_module
+        assert module is not None
+        for loop_body in _bodies(module):
+            _own_results(loop_body.graph)
+            loop_body.recompile()
 
     def uuid(self) -> bytes:
         return get_hash_for_files((__file__,))
@@ -193,6 +190,25 @@ def _open_loop(lines: list) -> int | None:
 def _is_small(layout: Layout) -> bool:
     """Whether allocating costs more than what a buffer of its own takes of the cache."""
     return layout.device.type == "cpu" and int(layout.storage_size()) * layout.dtype.itemsize <= 1 << 14
+
+
+def _bodies(module: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
+    """What the loops of a graph do at each turn, loops in loops too."""
+    return [part for part in module.modules() if isinstance(part, torch.fx.GraphModule) and part is not module]
+
+
+def _own_results(graph: torch.fx.Graph) -> None:
+    """Copy a result that shares the memory of one before it."""
+    output = graph.output_node()
+    results: Any = output.args[0]
+    taken: set[int | None] = set()
+    owned: list[Any] = []
+    with graph.inserting_before(output):
+        for x in results if isinstance(results, tuple | list) else ():
+            owned.append(_copy(graph, x) if graphs.storage(x) in taken else x)
+            taken |= {graphs.storage(x)} - {None}
+    if owned:
+        output.args = (tuple(owned),)
 
 
 def _copy(graph: torch.fx.Graph, x: Any) -> Any:

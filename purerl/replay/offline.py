@@ -40,6 +40,11 @@ def from_arrays(obs: Any, action: Any, reward: Any, terminated: Any, truncated: 
     reward = torch.as_tensor(reward).float()
     terminated, truncated = torch.as_tensor(terminated).bool(), torch.as_tensor(truncated).bool()
     following = None if next_obs is None else to_tensors(next_obs)
+    for name, x in (("reward", reward), ("terminated", terminated), ("truncated", truncated)):
+        if x.ndim != 1:
+            raise ValueError(f"from_arrays: {name} has shape {list(x.shape)}, but one number a step, [N], is wanted")
+    if following is not None:
+        following = _alike(obs, following)
     rows = (obs, action, reward, terminated, truncated, *([] if following is None else [following]))
     lengths = [len(x) for x in tree.leaves(rows)]
     if len(set(lengths)) > 1:
@@ -51,6 +56,20 @@ def from_arrays(obs: Any, action: Any, reward: Any, terminated: Any, truncated: 
     if not len(rows[2]):
         raise ValueError("from_arrays: there is no step whose next observation is known")
     return _closed(*rows)
+
+
+def _alike(obs: Any, next_obs: Any) -> Any:
+    """The next observations, with what they consist of in the order of the observations.
+
+    Raises:
+        ValueError: they consist of something else.
+    """
+    ordered = tree.map(lambda x, y: y, obs, next_obs)
+    for x, y in zip(tree.leaves(obs), tree.leaves(ordered), strict=True):
+        if (x.shape[1:], x.dtype) != (y.shape[1:], y.dtype):
+            kinds = [f"{str(z.dtype).removeprefix('torch.')} {list(z.shape[1:])}" for z in (x, y)]
+            raise ValueError(f"from_arrays: observations are {kinds[0]} a step, but next observations {kinds[1]}")
+    return ordered
 
 
 def _known(obs: Any, action: Any, reward: Tensor, terminated: Tensor, truncated: Tensor) -> tuple:

@@ -71,13 +71,14 @@ def update(priorities: Prioritized, n_rows: int, rows: Tensor, errors: Tensor, a
     Args:
         rows: `[M]` as they were drawn; of one that was drawn several times, the largest error counts, and one that cannot be
             learnt from any more stays as it is.
-        errors: `[M]` float32 of any sign.
+        errors: `[M]` float32 of any sign; one that is not finite changes nothing.
     """
-    found = errors.abs() + FLOOR
+    found = torch.where(errors.isfinite(), errors.abs() + FLOOR, 0.0)
     largest = torch.where(rows[:, None].int() == rows.int(), found, 0.0).amax(-1)
-    known = sum_tree.weights(priorities.tree, n_rows)[rows] > 0
+    before = sum_tree.weights(priorities.tree, n_rows)[rows]
+    after = torch.where((before > 0) & (largest > 0), largest**alpha, before)
     return Prioritized(
-        tree=sum_tree.update(priorities.tree, n_rows, rows, torch.where(known, largest**alpha, 0.0)),
+        tree=sum_tree.update(priorities.tree, n_rows, rows, after),
         highest=torch.maximum(priorities.highest, found.max()),
         n_valid=priorities.n_valid.clone(),
     )

@@ -17,7 +17,7 @@ from purerl.base import Algorithm, Env
 from purerl.donation import Donated, is_spent
 from purerl.episodes import Episodes, averages, init_episodes, record_episodes
 from purerl.rollout import discount, fuse
-from purerl.training.run import Run, build, lanes, load_run
+from purerl.training.run import Run, build, lane_name, lanes, load_run
 from purerl.transforms import compile, iterate, shapes, vmap
 
 LARGE = 200_000  # parameters from which an update is worth several threads
@@ -317,15 +317,25 @@ def initial_state(run: Run, algo: Algorithm, env: Env | envs.HostEnv) -> Lanes:
     return state
 
 
-def _read_replay(folder: Path, algo: Algorithm, lanes: Lanes) -> None:
-    """Read another run's replay into the lanes' own, where it lies: of each of its lanes into one, or of its only one into all."""
+def _read_replay(folder: Path, algo: Algorithm, state: Lanes) -> None:
+    """Read another run's replay into the lanes' own, where it lies: of each of its lanes into one, or of its only one into all.
+
+    Raises:
+        ValueError: one of its lanes has stopped.
+    """
     other = load_run(folder)
     theirs, env = build(other)
     source = template(other, theirs, env)
+    going = load_state(folder, other, theirs, env, part=lambda state: state.going)[0].going.tolist()
+    stopped = [lane_name(*lane) for lane, goes_on in zip(lanes(other), going, strict=True) if not goes_on]
+    if stopped:
+        raise ValueError(
+            f"replay_from = {folder}: a number that was not finite has stopped {', '.join(stopped)}; its replay holds it"
+        )
     assert algo.replay is not None
     assert theirs.replay is not None
     own, wanted, n = (
-        tree.leaves(algo.replay(lanes.learner.algo)),
+        tree.leaves(algo.replay(state.learner.algo)),
         tree.leaves(theirs.replay(source.learner.algo)),
         len(source.going),
     )

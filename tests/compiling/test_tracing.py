@@ -5,7 +5,7 @@ import torch
 from conftest import assert_trees_equal
 from torch import nn
 
-from purerl import compile, scan, tree, vmap
+from purerl import compile, iterate, scan, tree, vmap
 from purerl.compiling.tracing import TraceError, trace
 
 
@@ -158,3 +158,16 @@ def test_what_an_inner_and_an_outer_loop_both_close_over_and_what_comes_behind_t
         lone, norm = f(x[i], yss[i])
         torch.testing.assert_close(after[i], lone)
         torch.testing.assert_close(found["norm"][i], norm["norm"])
+
+
+def test_a_result_of_a_loop_that_is_given_back_twice():
+    """By a loop that is repeated: as the state, and as what is told of it."""
+
+    def twice(x):
+        x, _ = scan(lambda x, y: (0.5 * x + y, {}), x, torch.arange(4.0))
+        return x, {"again": x}
+
+    x = torch.arange(3.0)
+    state, info = iterate(twice)(x, 2)
+    expected, _ = twice(twice(x)[0])
+    assert_trees_equal([state, info["again"]], [expected, expected], rtol=1e-6, atol=1e-6)

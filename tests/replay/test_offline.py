@@ -156,3 +156,18 @@ def test_a_replay_of_another_shape_is_refused(tmp_path):
         checkpoint.load(path, shapes(replay.make_uniform(ENV.spec, 200, 4).init, None))
     with pytest.raises(checkpoint.StructureError, match=r"it has no .*tree"):
         checkpoint.load(path, shapes(replay.make_prioritized(ENV.spec, 100, 4).init, None))
+
+
+def test_next_observations_are_found_by_name_and_of_the_same_kind():
+    n = 4
+    x = np.arange(n, dtype=np.float32)[:, None]
+    rest = (np.zeros(n, np.int64), np.ones(n), np.array([False, False, False, True]), np.zeros(n, bool))
+    one, other = ({"x": x + 1, "y": 10 * (x + 1)}, {"y": 10 * (x + 1), "x": x + 1})
+    batches = [replay.from_arrays({"x": x, "y": 10 * x}, *rest, next_obs) for next_obs in (one, other)]
+    assert_trees_equal(*batches)
+    with pytest.raises(ValueError, match="tree: one has x, but another y"):
+        replay.from_arrays({"x": x}, *rest, {"y": x})
+    with pytest.raises(ValueError, match=r"observations are float32 \[1\] a step, but next observations float32 \[2\]"):
+        replay.from_arrays(x, *rest, np.zeros((n, 2), np.float32))
+    with pytest.raises(ValueError, match=r"from_arrays: reward has shape \[4, 1\], but one number a step, \[N\], is wanted"):
+        replay.from_arrays(x, rest[0], np.ones((n, 1)), *rest[2:], x)

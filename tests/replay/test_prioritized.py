@@ -184,3 +184,17 @@ def test_what_is_not_donated_is_left_alone():
     before = after.tree.memory["sums"].clone()
     prioritized.sample(after, n, random.key(0), 4, BETA)
     assert torch.equal(after.tree.memory["sums"], before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_an_error_that_is_not_finite_changes_nothing(bad):
+    index, n = numbers()
+    one = torch.tensor(1.0)
+    index = prioritized.update(index, n, torch.arange(4), torch.tensor([1.0, 2.0, 3.0, 4.0]), one)
+    before, highest = sum_tree.weights(index.tree, n).clone(), index.highest.clone()
+    index = prioritized.update(index, n, torch.tensor([1, 2, 2]), torch.tensor([bad, bad, 5.0]), one)
+    after = sum_tree.weights(index.tree, n)
+    assert after[1] == before[1]
+    assert after[2] == pytest.approx(5.0, abs=1e-4)
+    assert index.highest == pytest.approx(5.0, abs=1e-4)
+    assert highest == pytest.approx(4.0, abs=1e-4)

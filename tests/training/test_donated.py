@@ -232,6 +232,16 @@ def test_a_run_that_begins_with_a_replay_is_resumed_without_the_other(tmp_path, 
     assert_trees_equal(final(tmp_path / "cut", whole), final(tmp_path / "whole", whole))
 
 
+def test_the_replay_of_a_lane_that_has_stopped_is_refused(tmp_path, uncompiled):
+    source = training.plan("dqn", "CartPole-v1", 1, 160, {**DQN, "lr": [1e-3, 1e30]})
+    training.prepare(tmp_path / "source", source)
+    assert training.train(source, tmp_path / "source")
+    run = training.plan("dqn", "CartPole-v1", 2, 160, DQN, replay_from=tmp_path / "source")
+    training.prepare(tmp_path / "run", run)
+    with pytest.raises(ValueError, match=r"a number that was not finite has stopped lr=1e\+30/seed_000; its replay holds it"):
+        training.train(run, tmp_path / "run")
+
+
 def test_a_replay_that_a_run_cannot_begin_with_is_refused_by_name(tmp_path, uncompiled):
     def refused(message, algo="dqn", env="CartPole-v1", seeds=1, source="one", **config):
         with pytest.raises(ValueError, match=rf"^replay_from = {tmp_path / source}{message}$"):

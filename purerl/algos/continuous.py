@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from purerl import config as cfg
 from purerl import nets, normalize, optim, random, replay, tree
 from purerl.algos import common
-from purerl.algos.q_learning import make_replay
+from purerl.algos.q_learning import has_enough, make_replay
 from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
 from purerl.normalize import Moments
 from purerl.replay import ReplayState, Transitions
@@ -287,7 +287,6 @@ def make(
     """
     memory = make_replay(spec, config)
     n_blocks = _n_blocks(config)
-    optimizers = {name: partial(optim.adam, eps=1e-8) for name in losses.lrs}
 
     def init(key: Tensor, hyper: Mapping[str, Tensor] = {}) -> ContinuousState:
         key, actor_key, critic_key = random.split(key, 3)
@@ -300,7 +299,7 @@ def make(
         return ContinuousState(
             params=params,
             target=tree.copy(TensorDict({name: params[name] for name in targets})),
-            opt=TensorDict({name: f(0.0).init(tree.ravel(params[name])[0]) for name, f in optimizers.items()}),
+            opt=TensorDict({name: optim.adam(0.0).init(tree.ravel(params[name])[0]) for name in losses.lrs}),
             moments=normalize.init_moments(shape, key.device),
             hyper=numbers,
             key=key,
@@ -315,8 +314,7 @@ def make(
         alpha, beta = hyper["alpha"], torch.as_tensor(optim.linear_schedule(hyper["beta"], 1.0, progress))
         key, *keys = random.split(state.key, 1 + n_blocks)
         filled = memory.add(state.replay, batch, alpha)
-        seen = filled.steps.n_added * config.n_envs  # by the replay: all steps, unless it was emptied and fills anew
-        ready = (seen >= hyper["learning_starts"]) & (memory.size(filled) > 0)
+        ready = has_enough(memory, filled, config.n_envs, hyper["learning_starts"])
         moments = _seen(state.moments, batch) if config.normalize_obs else state.moments
         flat, unravel = _ravel(state.params)
         target, _ = _ravel(state.target)
@@ -335,8 +333,7 @@ def make(
             """One gradient step of the parameters of a name, unless it is too early."""
             part = learner.params[name]
             gradient, info = common.gradient(loss, unravel[name], part, *args)
-            optimizer = optimizers[name](hyper[losses.lrs[name]])
-            after = common.gradient_step(optimizer, part, learner.opt[name], gradient)
+            after = common.gradient_step(optim.adam(hyper[losses.lrs[name]]), part, learner.opt[name], gradient)
             new, opt = tree.where(ready, after, (part, learner.opt[name]))
             return tree.replace(learner, params=_with(learner.params, name, new), opt=_with(learner.opt, name, opt)), info
 

@@ -181,6 +181,12 @@ def make_replay(spec: EnvSpec, config: Any) -> Replay:
     return make(spec, config.capacity, config.n_envs, config.n_step, observations)
 
 
+def has_enough(memory: Replay, filled: ReplayState, n_envs: int, learning_starts: Tensor) -> Tensor:
+    """`[]` bool, whether a replay has seen so many steps, and has something to learn from. It counts what it has seen itself: all
+    steps, unless it was emptied and fills anew."""
+    return (filled.steps.n_added * n_envs >= learning_starts) & (memory.size(filled) > 0)
+
+
 class _Quiet(nn.Module):
     """A user's network `forward(obs [N, ...]) -> [N, A]`, or `[N, A, size]`, which takes no noise."""
 
@@ -316,8 +322,7 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
         alpha, beta = hyper["alpha"], torch.as_tensor(optim.linear_schedule(hyper["beta"], 1.0, progress))
         key, *keys = random.split(state.key, 1 + n_updates)
         filled = memory.add(state.replay, batch, alpha)
-        seen = filled.steps.n_added * config.n_envs  # by the replay: all steps, unless it was emptied and fills anew
-        ready = (seen >= hyper["learning_starts"]) & (memory.size(filled) > 0)
+        ready = has_enough(memory, filled, config.n_envs, hyper["learning_starts"])
         flat, unravel = tree.ravel(state.params)
 
         def gradient_step(carry: tuple, key: Tensor) -> tuple[tuple, dict]:

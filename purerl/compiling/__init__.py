@@ -14,6 +14,7 @@ this room was not tried with.
 | `_inductor.compile_fx_inner`, `_guards` | from the graph to a program | every test of `compile` |
 | `_inductor`: settings, passes, the ISA probe | speed, corrections | test_compiled_tanh_uses_it, test_what_a_turn_leaves_... |
 | `_C._aoti`, `_C._dynamo.guards` | a program from disk | test_other_processes_load_what_one_has_compiled |
+| `_subclasses`: `unset_fake_temporarily` | a loop's own copy of a constant | test_what_an_inner_and_an_outer_loop_both_... |
 | `_cdata` of a storage, `_ops.OpOverload` | who shares memory, who writes | test_memory_that_was_written_cannot_be_... |
 | `_higher_order_ops.utils` | the order of what a loop writes | test_steps_write_in_place_and_give_the_numbers_of_... |
 | `higher_order.while_loop` | a loop of as many turns as a number says | test_repeat_takes_as_many_turns_as_a_number_says |

@@ -143,10 +143,11 @@ def _lift(body: torch.fx.GraphModule) -> list[Tensor]:
     last = body.graph.find_nodes(op="placeholder")[-1]
     for node in list(body.graph.find_nodes(op="get_attr")):
         value = getattr(body, node.target)
-        if isinstance(value, Tensor) and is_literal(value):
+        if not isinstance(value, Tensor):
+            continue
+        if is_literal(value):
             with unset_fake_temporarily():  # torch would look here for the same tensor when it is met outside, and not find it
                 setattr(body, node.target, value.clone())
-        if not isinstance(value, Tensor) or is_literal(value):
             continue
         if id(value) not in found:
             with body.graph.inserting_after(last):
@@ -156,8 +157,7 @@ def _lift(body: torch.fx.GraphModule) -> list[Tensor]:
         node.replace_all_uses_with(found[id(value)][1])
         body.graph.erase_node(node)
     kept = {node.target for node in body.graph.find_nodes(op="get_attr")}
-    for name in [
-        name for name, x in [*vars(body).items(), *body.named_buffers(recurse=False)] if isinstance(x, Tensor) and name not in kept
-    ]:
+    own = [*vars(body).items(), *body.named_buffers(recurse=False)]
+    for name in [name for name, x in own if isinstance(x, Tensor) and name not in kept]:
         delattr(body, name)
     return [value for value, _ in found.values()]

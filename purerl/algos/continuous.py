@@ -203,7 +203,7 @@ def mode(model: Model, best: Callable, acting: Acting, inputs: Inputs, carry: Te
 def exploration_noise(hyper: Mapping[str, Tensor], progress: Tensor) -> Tensor:
     """The size of the noise, from its start to its end along a straight line over the run; zero where there is none."""
     if "noise_start" not in hyper:
-        return torch.zeros((), device=progress.device)
+        return torch.zeros_like(progress)
     return torch.as_tensor(optim.linear_schedule(hyper["noise_start"], hyper["noise_end"], progress))
 
 

@@ -3,18 +3,26 @@
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from purerl.base import EnvSpec, check_spec
 
-def number(default: float | None, help: str, low: float = 0.0, high: float = math.inf, **kwargs: Any) -> Any:
-    """A float field in `[low, high]`, which shapes no program: it can be swept."""
+C = TypeVar("C")
+
+
+def number(default: float | None, help: str, low: float = 0.0, high: float = math.inf, needs: str = "") -> Any:
+    """A float field in `[low, high]`, which shapes no program: it can be swept.
+
+    Args:
+        needs: the bool field without which it has no effect.
+    """
     return dataclasses.field(
-        default=default, metadata={"help": help, "kind": "a number", "low": low, "high": high, "leaf": True}, **kwargs
+        default=default, metadata={"help": help, "kind": "a number", "low": low, "high": high, "leaf": True, "needs": needs}
     )
 
 
@@ -48,6 +56,21 @@ def option(default: str, help: str, choices: tuple[str, ...]) -> Any:
 def setting(default: Any, help: str) -> Any:
     """Any other field; its annotation says of what type: bool, str, or a tuple of one of them."""
     return dataclasses.field(default=default, metadata={"help": help})
+
+
+def given(config: C | None, default: Callable[[EnvSpec], C], spec: EnvSpec) -> C:
+    """The config that an algorithm is made from for an environment: the user's, or the default one where there is none.
+
+    Raises:
+        ValueError: the spec is none, or the config another algorithm's.
+    """
+    check_spec(spec)
+    usual = default(spec)
+    if config is None:
+        return usual
+    if not isinstance(config, type(usual)):
+        raise ValueError(f"config: {config!r} is no {type(usual).__name__}")
+    return config
 
 
 def check(config: Any) -> None:
@@ -92,6 +115,13 @@ def _allowed(field: dataclasses.Field, kind: Any) -> str:
         case {"kind": kind, "low": low, "high": high}:
             return f"{kind} at least {low}" if high == math.inf else f"{kind} between {low} and {high}"
     return "True or False" if kind is bool else f"of type {kind.__name__ if isinstance(kind, type) else kind}"
+
+
+def check_needs(config: Any, name: str) -> None:
+    """Raise a `ValueError` if a field that somebody has set has no effect in a config."""
+    (needs,) = (f.metadata.get("needs") for f in dataclasses.fields(config) if f.name == name)
+    if needs and not getattr(config, needs):
+        raise ValueError(f"{type(config).__name__}.{name} = {getattr(config, name)} has no effect without {needs}")
 
 
 def sweepable(config: Any) -> dict[str, float]:

@@ -11,7 +11,7 @@ from purerl import autoreset, random, tree
 from purerl.base import Algorithm, Batch, Env, Inputs, Policy
 from purerl.episodes import Episodes, init_episodes, record_episodes
 from purerl.nets import check_carry
-from purerl.spaces import env_actions, zero_actions
+from purerl.spaces import check_spaces, env_actions, zero_actions
 from purerl.transforms import scan, vmap
 
 
@@ -160,7 +160,13 @@ def fuse(algo: Algorithm, env: Env, n_envs: int | None = None, n_steps: int | No
     Returns:
         `init(key, hyper={}) -> TrainState`, where `hyper` is as the algorithm's `init` takes it; and
         `step(TrainState) -> (TrainState, info)`, one rollout `[n_steps, n_envs]` and one update.
+
+    Raises:
+        ValueError: the environment is no pure one, or not one like that which the algorithm was made for.
     """
+    if not isinstance(env, Env):
+        raise ValueError(f"fuse: {type(env).__name__} is no pure environment (`Env`); samplers collect from those of Gymnasium")
+    check_spaces(env.spec, algo.spec)
     n_envs, n_steps = n_envs or algo.n_envs, n_steps or algo.n_steps
 
     def init(key: Tensor, hyper: Mapping[str, Tensor] = {}) -> TrainState:

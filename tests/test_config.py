@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from purerl import algos, envs
 from purerl import config as cfg
-from purerl.algos import A2CConfig, PPOConfig
+from purerl.algos import A2CConfig, DQNConfig, PPOConfig
 from purerl.training import Collecting, Evaluating
 
 
@@ -79,3 +80,22 @@ def test_a_config_of_ones_own():
     assert Mine(anything=[1]).n == 3
     with pytest.raises(ValueError, match=r"^Mine.n = 'x' is not of type int$"):
         Mine(n="x")
+
+
+@pytest.mark.parametrize("name", algos.ALGORITHMS)
+def test_an_algorithm_takes_a_spec_and_a_config_of_its_own(name):
+    env = envs.make("Pendulum-v1" if name in ("ddpg", "td3", "sac") else "CartPole-v1")
+    make = algos.find(name)
+    for not_one in (env, env.spec.id):
+        with pytest.raises(ValueError, match=f"^spec: {type(not_one).__name__} is not an environment's spec; envs.make"):
+            make(not_one)
+    other = PPOConfig() if name != "ppo" else A2CConfig()
+    with pytest.raises(ValueError, match=f"^config: {type(other).__name__}.* is no {algos.config_class(name).__name__}$"):
+        make(env.spec, other)
+
+
+def test_a_number_that_has_no_effect():
+    cfg.check_needs(DQNConfig(prioritized=True), "alpha")
+    cfg.check_needs(DQNConfig(), "lr")
+    with pytest.raises(ValueError, match="^DQNConfig.alpha = 0.7 has no effect without prioritized$"):
+        cfg.check_needs(DQNConfig(alpha=0.7), "alpha")

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from conftest import assert_trees_equal
 
@@ -55,6 +56,14 @@ def test_fuse_takes_its_sizes_from_the_algorithm_or_the_call():
         init, step = fuse(algo, env, **sizes)
         state, _ = step(init(random.key(0)))
         assert state.algo.steps == n
+
+
+def test_fuse_takes_the_pure_environment_that_the_algorithm_is_for():
+    algo = make_ppo(envs.make("CartPole-v1").spec)
+    with pytest.raises(ValueError, match="^Acrobot-v1: observation_space is .*, but the algorithm was made for"):
+        fuse(algo, envs.make("Acrobot-v1"))
+    with pytest.raises(ValueError, match=r"^fuse: HostEnv is no pure environment \(`Env`\); samplers collect from those of Gymnasium$"):
+        fuse(algo, envs.make("gym:CartPole-v1"))
 
 
 def test_same_key_same_batch():

@@ -10,7 +10,7 @@ from purerl import config as cfg
 from purerl import nets, optim, tree
 from purerl.algos import common, fields
 from purerl.algos import on_policy as op
-from purerl.base import Algorithm, Batch, EnvSpec, check_spec
+from purerl.base import Algorithm, Batch, EnvSpec
 from purerl.losses import masked_mean, policy_gradient_loss, value_loss
 
 _DIRECTIONS = {
@@ -69,8 +69,7 @@ def make_a2c(spec: EnvSpec, config: A2CConfig | None = None, net: nn.Module | ne
     Raises:
         ValueError: an observation or action space that A2C cannot take, or a network that returns something else.
     """
-    check_spec(spec)
-    config = config or default_config(spec)
+    config = cfg.given(config, default_config, spec)
     model = op.make_model(spec, config, net)
 
     def optimizer(hyper: TensorDict, lr: float | Tensor = 0.0) -> optim.Optimizer:

@@ -97,5 +97,5 @@ def make_c51(spec: EnvSpec, config: C51Config | None = None, net: nn.Module | No
     Raises:
         ValueError: an action space that is not discrete, a network that returns something else, or a replay that is too small.
     """
-    config = config or default_config(spec)
+    config = cfg.given(config, default_config, spec)
     return ql.make(spec, config, head(config.n_atoms, config.v_min, config.v_max), net)

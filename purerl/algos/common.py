@@ -9,7 +9,7 @@ from torch import Tensor
 
 from purerl import config as cfg
 from purerl import optim, random
-from purerl.base import Algorithm, EnvSpec
+from purerl.base import Algorithm, Batch, EnvSpec
 from purerl.transforms import vmap
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -40,6 +40,25 @@ def check_minibatches(config: Any) -> None:
         raise ValueError(
             f"{type(config).__name__}.n_minibatches = {config.n_minibatches} does not divide the batch of "
             f"n_envs * n_steps = {config.n_envs} * {config.n_steps} = {config.n_envs * config.n_steps}"
+        )
+
+
+def check_start(config: Any) -> None:
+    """Raise a `ValueError` if a config's run would end before anything is learnt."""
+    if config.learning_starts > config.total_steps:
+        raise ValueError(
+            f"{type(config).__name__}.learning_starts = {config.learning_starts} is more than total_steps = {config.total_steps}, "
+            "so that nothing would be learnt"
+        )
+
+
+def check_batch(config: Any, batch: Batch) -> None:
+    """Raise a `ValueError` if a batch is not the one `[n_steps, n_envs]` that an algorithm with a replay was made for."""
+    found = n_steps, n_envs = batch.reward.shape
+    if found != (config.n_steps, config.n_envs):
+        raise ValueError(
+            f"batch: {n_steps} steps of {n_envs} environments, but {type(config).__name__} has n_steps = {config.n_steps} and "
+            f"n_envs = {config.n_envs}, which replay and replay ratio are made for"
         )
 
 

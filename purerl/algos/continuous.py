@@ -228,14 +228,6 @@ def check_subset(config: Any) -> None:
         raise ValueError(f"{type(config).__name__}.subset = {config.subset} is more than n_critics = {config.n_critics}")
 
 
-def check_start(config: Any) -> None:
-    """Raise a `ValueError` if a config's run would end before anything is learnt."""
-    if config.learning_starts > config.total_steps:
-        raise ValueError(
-            f"{type(config).__name__}.learning_starts = {config.learning_starts} is more than total_steps = {config.total_steps}"
-        )
-
-
 def least(q: Tensor, subset: int, key: Tensor) -> Tensor:
     """`[M]` the least value of some critics `[N, M]`, of all or of a random subset (Chen et al. 2021)."""
     if subset == len(q):
@@ -283,8 +275,9 @@ def make(
         extra: what else is learnt: `start(hyper) -> tensor`, by name.
 
     Raises:
-        ValueError: the replay is too small; steps do not divide into gradient steps.
+        ValueError: the replay is too small; nothing would be learnt; steps do not divide into gradient steps.
     """
+    common.check_start(config)
     memory = make_replay(spec, config)
     n_blocks = _n_blocks(config)
 
@@ -309,6 +302,7 @@ def make(
         )
 
     def update(state: ContinuousState, batch: Batch) -> tuple[ContinuousState, TensorDict]:
+        common.check_batch(config, batch)
         hyper, steps = state.hyper, state.steps + batch.reward.numel()
         progress = steps / hyper["total_steps"]
         alpha, beta = hyper["alpha"], torch.as_tensor(optim.linear_schedule(hyper["beta"], 1.0, progress))

@@ -81,5 +81,5 @@ def make_dqn(spec: EnvSpec, config: DQNConfig | None = None, net: nn.Module | No
     Raises:
         ValueError: an action space that is not discrete, a network that returns something else, or a replay that is too small.
     """
-    config = config or default_config(spec)
+    config = cfg.given(config, default_config, spec)
     return ql.make(spec, config, head(config.loss), net)

@@ -35,7 +35,9 @@ replay_ratio = partial(
 )
 learning_starts = partial(config.length, help="environment steps before the first gradient step")
 n_step = partial(config.count, help="steps of a transition before it bootstraps")
-tau = partial(config.number, help="how far the target network moves towards the online one each time; 1 copies it", high=1.0)
+tau = partial(
+    config.number, help="how far the target network moves towards the online one each time; 1 copies it", low=1e-9, high=1.0
+)
 target_every = partial(config.count, help="gradient steps between two moves of the target network")
 epsilon_start = partial(config.number, help="how often actions are random, at first", high=1.0)
 epsilon_end = partial(config.number, help="how often actions are random, in the end", high=1.0)
@@ -47,8 +49,13 @@ double = partial(config.setting, help="the online network chooses the action tha
 dueling = partial(config.setting, help="one stream for the state's value and one for the actions' advantages")
 noisy = partial(config.setting, help="layers whose weights are noisy, to explore with")
 prioritized = partial(config.setting, help="draw transitions by their last error")
-alpha = partial(config.number, help="how much priorities count", high=1.0)
-beta = partial(config.number, help="how much of the priorities' bias is corrected at first; all of it in the end", high=1.0)
+alpha = partial(config.number, help="how much priorities count", high=1.0, needs="prioritized")
+beta = partial(
+    config.number,
+    help="how much of the priorities' bias is corrected at first; all of it in the end",
+    high=1.0,
+    needs="prioritized",
+)
 frames = partial(
     config.count, help="frames of a stacked image, of which the replay keeps each once; 0 to keep observations whole", low=0
 )

@@ -14,7 +14,7 @@ from purerl import config as cfg
 from purerl import nets, optim, random, tree
 from purerl.algos import common, fields
 from purerl.algos import on_policy as op
-from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
+from purerl.base import Algorithm, Batch, EnvSpec, Inputs
 from purerl.losses import approximate_kl, clipped_surrogate_loss, clipped_value_loss, masked_mean, value_loss
 from purerl.transforms import scan
 
@@ -106,8 +106,7 @@ def make_ppo(spec: EnvSpec, config: PPOConfig | None = None, net: nn.Module | ne
         ValueError: an observation or action space that PPO cannot take, a network that returns something else, or one with memory
             whose environments cannot be shared between the minibatches.
     """
-    check_spec(spec)
-    config = config or default_config(spec)
+    config = cfg.given(config, default_config, spec)
     model = op.make_model(spec, config, net)
     if nets.has_memory(model.net) and config.n_envs % config.n_minibatches:
         raise ValueError(

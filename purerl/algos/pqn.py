@@ -95,7 +95,7 @@ def make_pqn(spec: EnvSpec, config: PQNConfig | None = None, net: nn.Module | No
     Raises:
         ValueError: an action space that is not discrete, or a network that returns something else.
     """
-    config = config or default_config(spec)
+    config = cfg.given(config, default_config, spec)
     model = ql.make_model(spec, config, dqn.head("squared"), nets.Plain, net, nets.NORMS[config.norm])
 
     def optimizer(hyper: TensorDict, lr: float | Tensor = 0.0) -> optim.Optimizer:

@@ -274,12 +274,13 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
     """The algorithm of a config, made of the parts that it names.
 
     Raises:
-        ValueError: as `make_model` and `replay.make_uniform`; or a replay smaller than a batch.
+        ValueError: as `make_model` and `make_replay`; nothing would be learnt; or a batch has less than half a gradient step.
     """
+    common.check_start(config)
     model = make_model(spec, config, head, nets.Noisy if config.noisy else nets.Plain, net)
     memory = make_replay(spec, config)
     next_actions = greedy_of_online if config.double else greedy_of_target
-    n_updates = max(1, round(config.replay_ratio * config.n_envs * config.n_steps / config.batch_size))
+    n_updates = _n_updates(config)
 
     def optimizer(hyper: TensorDict, lr: float | Tensor = 0.0) -> optim.Optimizer:
         adam = optim.adam(lr, eps=hyper["adam_eps"])
@@ -316,6 +317,7 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
         return total, (info, errors)
 
     def update(state: QState, batch: Batch) -> tuple[QState, TensorDict]:
+        common.check_batch(config, batch)
         hyper, steps = state.hyper, state.steps + batch.reward.numel()
         progress = steps / hyper["total_steps"]
         lr = common.scheduled(hyper["lr"], config.lr_schedule, state.steps / hyper["total_steps"])
@@ -361,6 +363,19 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
         return tree.replace(state, replay=memory.init(state.key.device))
 
     return algorithm(model, spec, config, init, update, forget=forget, replay=lambda state: state.replay)
+
+
+def _n_updates(config: Any) -> int:
+    """Gradient steps a batch."""
+    n = config.replay_ratio * config.n_envs * config.n_steps / config.batch_size
+    if n < 0.5:
+        name, steps = type(config).__name__, config.n_envs * config.n_steps
+        raise ValueError(
+            f"{name}.replay_ratio = {config.replay_ratio} makes {n:g} gradient steps of batch_size = {config.batch_size} a batch of "
+            f"n_envs * n_steps = {config.n_envs} * {config.n_steps}, but the least is one: "
+            f"it could be {config.batch_size / steps:g}, or n_steps larger"
+        )
+    return max(1, round(n))
 
 
 def take(out: Tensor, actions: Tensor) -> Tensor:

@@ -82,5 +82,5 @@ def make_qrdqn(spec: EnvSpec, config: QRDQNConfig | None = None, net: nn.Module 
     Raises:
         ValueError: an action space that is not discrete, a network that returns something else, or a replay that is too small.
     """
-    config = config or default_config(spec)
+    config = cfg.given(config, default_config, spec)
     return ql.make(spec, config, head(config.n_quantiles, config.kappa), net)

@@ -72,5 +72,5 @@ def make_rainbow(spec: EnvSpec, config: RainbowConfig | None = None, net: nn.Mod
     Raises:
         ValueError: an action space that is not discrete, a network that returns something else, or a replay that is too small.
     """
-    config = config or default_config(spec)
+    config = cfg.given(config, default_config, spec)
     return ql.make(spec, config, head(config.n_atoms, config.v_min, config.v_max), net)

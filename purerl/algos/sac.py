@@ -52,7 +52,6 @@ class SACConfig:
 
     def __post_init__(self) -> None:
         cfg.check(self)
-        ac.check_start(self)
         ac.check_subset(self)
 
 
@@ -76,7 +75,7 @@ def make_sac(
         ValueError: an action space that is no box with bounds, a network that returns something else, a replay that is too
             small, or steps that do not divide into gradient steps.
     """
-    config = config or default_config(spec)
+    config = cfg.given(config, default_config, spec)
     model = ac.make_model(spec, config, True, actor, critic)
     n = model.bounds.half.numel()
     dist = distributions.tanh_gaussian(-torch.ones(n), torch.ones(n))

@@ -53,7 +53,6 @@ class TD3Config:
 
     def __post_init__(self) -> None:
         cfg.check(self)
-        ac.check_start(self)
         ac.check_subset(self)
 
 
@@ -77,7 +76,7 @@ def make_td3(
         ValueError: an action space that is no box with bounds, a network that returns something else, a replay that is too
             small, or steps that do not divide into gradient steps.
     """
-    config = config or default_config(spec)
+    config = cfg.given(config, default_config, spec)
     model = ac.make_model(spec, config, False, actor, critic)
 
     def returns(params: TensorDict, target: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> Tensor:

@@ -2,16 +2,25 @@
 
 from typing import Any
 
+import gymnasium as gym
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from purerl import tree
-from purerl.base import Batch, Inputs
+from purerl import spaces, tree
+from purerl.base import Batch, EnvSpec, Inputs, check_spec
 from purerl.spaces import to_tensors
 
 
-def from_arrays(obs: Any, action: Any, reward: Any, terminated: Any, truncated: Any, next_obs: Any = None) -> Batch:
+def from_arrays(
+    obs: Any,
+    action: Any,
+    reward: Any,
+    terminated: Any,
+    truncated: Any,
+    next_obs: Any = None,
+    spec: EnvSpec | None = None,
+) -> Batch:
     """One stream of recorded steps, such as D4RL's (Fu et al. 2020: `observations, actions, rewards, terminals, timeouts,
     next_observations`), as a batch.
 
@@ -28,13 +37,17 @@ def from_arrays(obs: Any, action: Any, reward: Any, terminated: Any, truncated: 
         next_obs: as `obs`, after each step. Where it is omitted, final observations are not known: a step that was truncated is
             then not learnt from, but the observation before it is the final one, to bootstrap from; of one that terminated, where
             nothing is bootstrapped, it is given as the final one once more.
+        spec: the environment's, to check all of it against; discrete actions, which are the environment's, are then counted from
+            zero, as algorithms have them. Where it is omitted, they are taken as they are.
 
     Returns:
         `[T, 1]`, where T is N and the number of ends.
 
     Raises:
-        ValueError: lengths differ, or there is nothing to learn from.
+        ValueError: lengths differ, there is nothing to learn from, or something is not what the spec's spaces have.
     """
+    if spec is not None:
+        check_spec(spec)
     obs, action = to_tensors(obs), to_tensors(action)
     action = tree.map(lambda x: x.float() if x.is_floating_point() else x.long(), action)
     reward = torch.as_tensor(reward).float()
@@ -47,6 +60,10 @@ def from_arrays(obs: Any, action: Any, reward: Any, terminated: Any, truncated: 
         following = _alike(obs, following)
     rows = (obs, action, reward, terminated, truncated, *([] if following is None else [following]))
     lengths = [len(x) for x in tree.leaves(rows)]
+    if spec is not None:
+        _check_obs(obs, spec)
+        action = _counted(action, spec)
+        rows = (obs, action, *rows[2:])
     if len(set(lengths)) > 1:
         raise ValueError(
             f"from_arrays: the arrays have {lengths} steps, in the order of the arguments; all of them should have as many"
@@ -58,6 +75,41 @@ def from_arrays(obs: Any, action: Any, reward: Any, terminated: Any, truncated: 
     return _closed(*rows)
 
 
+def _check_obs(obs: Any, spec: EnvSpec) -> None:
+    """Raise a `ValueError` if observations `[N, ...]` are not of the spec's kind."""
+    wanted = spaces.zero_obs(spec.observation_space, 1)
+    ordered = tree.map(lambda x, y: y, wanted, obs)
+    for x, y in zip(tree.leaves(wanted), tree.leaves(ordered), strict=True):
+        if (x.shape[1:], x.dtype) != (y.shape[1:], y.dtype):
+            raise ValueError(f"from_arrays: observations are {_kind(y)} a step, but {spec.id} has {_kind(x)}")
+
+
+def _counted(action: Any, spec: EnvSpec) -> Any:
+    """The environment's actions `[N, ...]`, the discrete ones counted from zero.
+
+    Raises:
+        ValueError: they are not the spec's.
+    """
+    space, wanted = spec.action_space, spaces.zero_actions(spec.action_space, 1)
+    ordered, counted = tree.map(lambda x, y: y, wanted, action), []
+    for (path, part), x, y in zip(spaces.parts(space), tree.leaves(wanted), tree.leaves(ordered), strict=True):
+        name = spaces.field("action", path)
+        if (x.shape[1:], x.dtype) != (y.shape[1:], y.dtype):
+            raise ValueError(f"from_arrays: {name} is {_kind(y)} a step, but {spec.id} has {_kind(x)}")
+        low, high = (torch.as_tensor(bound) for bound in spaces.bounds(part) or (part.low, part.high))
+        outside = ~((y >= low) & (y <= high))
+        if outside.any():
+            where = int(outside.reshape(len(y), -1).any(1).nonzero()[0])
+            raise ValueError(f"from_arrays: {name} of step {where} is {y[where].tolist()}, which is not in its space {part}")
+        counted.append(y if isinstance(part, gym.spaces.Box) else y - low)
+    return tree.unflatten(tree.structure(ordered), counted)
+
+
+def _kind(x: Tensor) -> str:
+    """What one of `[N, ...]` is."""
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape[1:])}"
+
+
 def _alike(obs: Any, next_obs: Any) -> Any:
     """The next observations, with what they consist of in the order of the observations.
 
@@ -67,8 +119,7 @@ def _alike(obs: Any, next_obs: Any) -> Any:
     ordered = tree.map(lambda x, y: y, obs, next_obs)
     for x, y in zip(tree.leaves(obs), tree.leaves(ordered), strict=True):
         if (x.shape[1:], x.dtype) != (y.shape[1:], y.dtype):
-            kinds = [f"{str(z.dtype).removeprefix('torch.')} {list(z.shape[1:])}" for z in (x, y)]
-            raise ValueError(f"from_arrays: observations are {kinds[0]} a step, but next observations {kinds[1]}")
+            raise ValueError(f"from_arrays: observations are {_kind(x)} a step, but next observations {_kind(y)}")
     return ordered
 
 

@@ -72,7 +72,12 @@ def update(priorities: Prioritized, n_rows: int, rows: Tensor, errors: Tensor, a
         rows: `[M]` as they were drawn; of one that was drawn several times, the largest error counts, and one that cannot be
             learnt from any more stays as it is.
         errors: `[M]` float32 of any sign; one that is not finite changes nothing.
+
+    Raises:
+        ValueError: there are not as many errors as rows.
     """
+    if errors.shape != rows.shape:
+        raise ValueError(f"update: errors are {list(errors.shape)}, but rows {list(rows.shape)}; there is one error a row")
     found = torch.where(errors.isfinite(), errors.abs() + FLOOR, 0.0)
     largest = torch.where(rows[:, None].int() == rows.int(), found, 0.0).amax(-1)
     before = sum_tree.weights(priorities.tree, n_rows)[rows]

@@ -47,7 +47,7 @@ class Replay(NamedTuple):
         init: `init(device) -> state`, empty.
         add: `add(state, batch [T, B], alpha) -> state`; it *donates* the state.
         sample: `sample(state, key, n, gamma, beta) -> Sample [n]`; from an empty replay it is without meaning.
-        update: `update(state, rows [M], errors [M], alpha) -> state`; it *donates* the state.
+        update: `update(state, rows [M], errors [M], alpha) -> state`, of the rows as they were drawn; it *donates* the state.
         size: `size(state) -> []` int64, how many transitions can be learnt from.
     """
 
@@ -113,8 +113,8 @@ def make_uniform(spec: EnvSpec, capacity: int, n_envs: int, n_step: int = 1, obs
         observations: how they are stored; whole ones if omitted.
 
     Raises:
-        ValueError: the capacity is less than one step of each environment, no more than `n_step` of each, or more than int32 can
-            number.
+        ValueError: the capacity is no more than `n_step` steps of each environment, or more than int32 can number; a count is not
+            an integer at least 1; or observations cannot be stored like that.
     """
     return _make(uniformly, spec, capacity, n_envs, n_step, observations or steps.whole())
 
@@ -122,13 +122,18 @@ def make_uniform(spec: EnvSpec, capacity: int, n_envs: int, n_step: int = 1, obs
 def make_prioritized(
     spec: EnvSpec, capacity: int, n_envs: int, n_step: int = 1, observations: Observations | None = None
 ) -> Replay:
-    """A transition is drawn in proportion to `priority ** alpha` (Schaul et al. 2016); otherwise as `make_uniform`."""
+    """A transition is drawn in proportion to `priority ** alpha` (Schaul et al. 2016); otherwise as `make_uniform`.
+
+    A new one has the highest priority so far, and `update` gives those that were learnt from the absolute error that they were found
+    with. What is drawn often is corrected for by weights, wholly where `beta` is 1, which multiply the losses.
+    """
     return _make(by_priority, spec, capacity, n_envs, n_step, observations or steps.whole())
 
 
 def _make(
     make_chooser: Callable[[int], Chooser], spec: EnvSpec, capacity: int, n_envs: int, n_step: int, observations: Observations
 ) -> Replay:
+    steps.check(spec, observations, capacity=capacity, n_envs=n_envs, n_step=n_step)
     if capacity <= n_step * n_envs:
         raise ValueError(
             f"capacity = {capacity} is not more than n_step * n_envs = {n_step} * {n_envs}, the steps of one transition"

@@ -116,7 +116,8 @@ def make_uniform_sequences(
         observations: how they are stored; whole ones if omitted.
 
     Raises:
-        ValueError: the capacity is no more than one sequence of each environment, or more than int32 can number.
+        ValueError: the capacity is no more than one sequence of each environment, or more than int32 can number; a count is not an
+            integer at least 1; or observations cannot be stored like that.
     """
     return _make(replays.uniformly, spec, capacity, n_envs, length, period, carry, observations or steps.whole())
 
@@ -144,6 +145,7 @@ def _make(
     carry: Carry,
     observations: Observations,
 ) -> SequenceReplay:
+    steps.check(spec, observations, capacity=capacity, n_envs=n_envs, length=length, period=period)
     if capacity <= length * n_envs:
         raise ValueError(f"capacity = {capacity} is not more than length * n_envs = {length} * {n_envs}, the steps of one sequence")
     observations = observations._replace(history=max(1, observations.history))  # the step before a start is kept
@@ -228,7 +230,7 @@ def starts(ring: Steps, slots: Tensor, length: int, period: int) -> Tensor:
 
 def sequences(ring: Steps, rows: Tensor, length: int, carry: TensorDict, observations: Observations) -> Sequences:
     """The sequences `[length, M]` that start at rows `[M]`, which do; `carry` is `[M]`."""
-    n_envs, total = len(ring.done), len(ring.flags.memory["flags"])
+    n_envs, total = len(ring.valid), len(ring.flags.memory["flags"])
     places = (rows + n_envs * torch.arange(length + 1, device=rows.device)[:, None]) % total
     it, before = places[:-1], (places[:-1] - n_envs) % total
     flags, content = ring.flags.memory["flags"][it], ring.content.memory
@@ -252,5 +254,5 @@ def sequences(ring: Steps, rows: Tensor, length: int, carry: TensorDict, observa
 
 def _rows(ring: Steps, slots: Tensor) -> Tensor:
     """`[T, B]` the rows of slots `[T]`."""
-    n_envs = len(ring.done)
+    n_envs = len(ring.valid)
     return (slots % steps.n_slots_of(ring))[:, None] * n_envs + torch.arange(n_envs, device=slots.device)

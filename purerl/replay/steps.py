@@ -14,8 +14,9 @@ from tensordict import TensorClass, TensorDict
 from torch import Tensor
 
 from purerl import tree
-from purerl.base import Batch
+from purerl.base import Batch, EnvSpec, check_spec
 from purerl.donation import Donated
+from purerl.spaces import zero_obs
 from purerl.transforms import write
 
 TERMINATED, TRUNCATED, VALID, OPENS, BLANK, FIRST = 1, 2, 4, 8, 16, 32  # bits of a row's flags
@@ -30,14 +31,13 @@ class Steps(TensorClass):
         flags: `[N]` uint8: the step TERMINATED or TRUNCATED its episode, it is VALID as a transition, it OPENS a game, the frames
             before it in its stack are BLANK, and it is the FIRST of its episode.
         n_added: `[]` int64, slots that were ever added.
-        valid, done: `[B]` bool of the newest slot, whose transitions are not known before the next slot is.
+        valid: `[B]` bool of the newest slot, whose transitions are not known before the next slot is.
     """
 
     content: Donated
     flags: Donated
     n_added: Tensor
     valid: Tensor
-    done: Tensor
 
 
 class Observations(NamedTuple):
@@ -115,8 +115,21 @@ def init(obs: Any, action: Any, capacity: int, n_envs: int, observations: Observ
         flags=Donated(memory=TensorDict(flags=rows(torch.zeros((), dtype=torch.uint8)))),
         n_added=torch.zeros((), dtype=torch.int64, device=device),
         valid=torch.zeros(n_envs, dtype=torch.bool, device=device),
-        done=torch.zeros(n_envs, dtype=torch.bool, device=device),
     )
+
+
+def check_count(name: str, n: Any) -> None:
+    """Raise a `ValueError` if this is not an integer of at least 1."""
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"{name} = {n!r} is not an integer at least 1")
+
+
+def check(spec: EnvSpec, observations: Observations, **counts: int) -> None:
+    """Raise a `ValueError` if a replay cannot be made for an environment, with these counts by name."""
+    check_spec(spec)
+    for name, n in counts.items():
+        check_count(name, n)
+    observations.init(tree.map(lambda x: x[0], zero_obs(spec.observation_space, 1)))
 
 
 def n_rows(capacity: int, n_envs: int, observations: Observations) -> int:
@@ -134,8 +147,8 @@ def n_rows(capacity: int, n_envs: int, observations: Observations) -> int:
 def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, Added]:
     """Append a batch `[T, B]`; the oldest slots give way. It *donates* the ring.
 
-    A batch that does not go on where the one before ended (its environments opened an episode although none had ended: a worker
-    was replaced) takes the transition between them away.
+    A batch that does not go on where the one before ended (it opens a game, without the step that only resets: a worker was
+    replaced) takes the transition between them away, unless that terminated its episode.
 
     Raises:
         ValueError: the batch has more slots than the ring can take at once, or another number of environments.
@@ -157,7 +170,7 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
         + FIRST * batch.inputs.first
     ).to(torch.uint8)
     old = steps.flags.memory["flags"]
-    linked = steps.valid & (steps.done | ~batch.inputs.first[0])
+    linked = steps.valid & (((old[rows[0]] & TERMINATED) > 0) | ~opens[0])
     n_gone = ((old[rows[1 + observations.history :]] & VALID) > 0).sum()
     before = torch.where(linked, old[rows[0]], old[rows[0]] & ~VALID)
 
@@ -167,7 +180,6 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
         flags=write(steps.flags, rows[: n_slots_added + 1].flatten(), torch.cat([before[None], flags]).flatten()),
         n_added=steps.n_added + n_slots_added,
         valid=batch.valid[-1],
-        done=batch.terminated[-1] | batch.truncated[-1],
     )
     valid = torch.cat([linked[None], batch.valid[:-1]])
     return after, Added(known.flatten(), valid.flatten(), gone.flatten(), n_gone)
@@ -175,8 +187,8 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
 
 def _check(batch: Batch, steps: Steps, observations: Observations) -> None:
     (n_slots_added, n_envs), n_slots = batch.reward.shape, n_slots_of(steps)
-    if len(steps.done) != n_envs:
-        raise ValueError(f"add: the batch has {n_envs} environments, but the replay was made for {len(steps.done)}")
+    if len(steps.valid) != n_envs:
+        raise ValueError(f"add: the batch has {n_envs} environments, but the replay was made for {len(steps.valid)}")
     if n_slots_added + observations.history + 1 > n_slots:
         most = n_slots - observations.history - 1
         raise ValueError(f"add: a batch of {n_slots_added} steps is too long for a replay that takes {most} at once")
@@ -184,7 +196,7 @@ def _check(batch: Batch, steps: Steps, observations: Observations) -> None:
 
 def n_slots_of(steps: Steps) -> int:
     """How many slots the ring has."""
-    return len(steps.flags.memory["flags"]) // len(steps.done)
+    return len(steps.flags.memory["flags"]) // len(steps.valid)
 
 
 def transitions(steps: Steps, rows: Tensor, n: int, gamma: Tensor, observations: Observations) -> Transitions:
@@ -197,7 +209,7 @@ def transitions(steps: Steps, rows: Tensor, n: int, gamma: Tensor, observations:
         rows: `[M]` int64, valid ones.
         gamma: `[]` the discount.
     """
-    n_envs, total = len(steps.done), len(steps.flags.memory["flags"])
+    n_envs, total = len(steps.valid), len(steps.flags.memory["flags"])
     newest = (steps.n_added - 1) % n_slots_of(steps)
     ahead = _around(newest - rows // n_envs, n_slots_of(steps))  # slots up to the newest
     row, reward, discount = rows, torch.zeros(rows.shape, device=rows.device), torch.ones(rows.shape, device=rows.device)
@@ -237,13 +249,24 @@ def whole() -> Observations:
 
 def frames(n_frames: int) -> Observations:
     """Stacked images `[n_frames, H, W]` of which only the newest frame is stored, the last one; a stack is rebuilt of the frames
-    of the steps before, as far as its game goes back, and else of the game's first frame or of zeros, whichever it was."""
+    of the steps before, as far as its game goes back, and else of the game's first frame or of zeros, whichever it was.
+
+    Raises:
+        ValueError: `n_frames` is no count; and, where a replay is made, observations are no such stacks.
+    """
+    check_count("n_frames", n_frames)
+
+    def init(obs: Any) -> dict[str, Any]:
+        if not isinstance(obs, Tensor) or obs.ndim != 3 or len(obs) != n_frames:
+            found = f"{list(obs.shape)}" if isinstance(obs, Tensor) else f"of several parts, {', '.join(map(str, obs.keys()))}"
+            raise ValueError(f"frames({n_frames}): observations are {found}, not stacks of images [{n_frames}, H, W]")
+        return {"frame": obs[-1]}
 
     def blank(obs: Tensor) -> Tensor:
         return (obs[:, :, 0] == 0).flatten(2).all(2)
 
     def get(steps: Steps, rows: Tensor) -> Tensor:
-        n_envs, total = len(steps.done), len(steps.flags.memory["flags"])
+        n_envs, total = len(steps.valid), len(steps.flags.memory["flags"])
         older, row, missing = [], rows, torch.zeros_like(rows, dtype=torch.bool)
         for _ in range(n_frames - 1):
             flags = steps.flags.memory["flags"][row]
@@ -257,7 +280,7 @@ def frames(n_frames: int) -> Observations:
         return found * keep.reshape(*keep.shape, 1, 1)
 
     return Observations(
-        init=lambda obs: {"frame": obs[-1]},
+        init=init,
         put=lambda obs: {"frame": obs[:, :, -1]},
         blank=blank,
         get=get,

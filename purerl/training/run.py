@@ -155,7 +155,10 @@ def plan(
         replay_from=None if replay_from is None else str(replay_from.absolute()),
     )
     for variant in variants(run):  # all are of one batch
-        found = algos.make(algo, made.spec, make_config(run, variant))
+        its_config = make_config(run, variant)
+        for name in overrides:
+            cfg.check_needs(its_config, name)
+        found = algos.make(algo, made.spec, its_config)
     memory = held(found)
     if not (checkpoint_replay or found.forget) and memory.most:
         raise ValueError(f"checkpoint_replay = no: {algo} cannot go on with an empty memory, its record has no `forget`")

@@ -85,7 +85,7 @@ class History:
     def known(self, b, t):
         """Whether a step is a transition whose next observation is known."""
         steps = self.steps[b]
-        links = t < len(steps) - 1 and (steps[t]["terminated"] or steps[t]["truncated"] or not steps[t + 1]["first"])
+        links = t < len(steps) - 1 and (steps[t]["terminated"] or not steps[t + 1]["opens"])
         return steps[t]["valid"] and links
 
     def sequences(self, n_slots, length, period):

@@ -171,3 +171,25 @@ def test_next_observations_are_found_by_name_and_of_the_same_kind():
         replay.from_arrays(x, *rest, np.zeros((n, 2), np.float32))
     with pytest.raises(ValueError, match=r"from_arrays: reward has shape \[4, 1\], but one number a step, \[N\], is wanted"):
         replay.from_arrays(x, rest[0], np.ones((n, 1)), *rest[2:], x)
+
+
+def test_what_the_environment_cannot_have_is_refused():
+    n = 4
+    x = np.arange(n, dtype=np.float32)[:, None]
+    rest = (np.ones(n), np.array([False, False, False, True]), np.zeros(n, bool), x + 1)
+    box = gym.spaces.Box(-9, 9, (1,))
+    counted, turned = EnvSpec("counted", box, gym.spaces.Discrete(3, start=5)), EnvSpec("turned", box, gym.spaces.Box(-1, 1, (1,)))
+    batch = replay.from_arrays(x, np.array([5, 6, 7, 5]), *rest, spec=counted)
+    assert batch.action[:n, 0].tolist() == [0, 1, 2, 0]
+    batch = replay.from_arrays(x, x / 3, *rest, spec=turned)
+    assert torch.equal(batch.action[:n, 0], torch.tensor(x / 3))
+    for action, spec, said in (
+        (np.array([5, 8, 7, 5]), counted, r"action of step 1 is 8, which is not in its space Discrete\(3, start=5\)"),
+        (x, counted, r"action is float32 \[1\] a step, but counted has int64 \[\]"),
+        (x, turned, r"action of step 2 is \[2.0\], which is not in its space Box"),
+        (x * np.nan, turned, r"action of step 0 is \[nan\], which is not in its space Box"),
+    ):
+        with pytest.raises(ValueError, match=f"^from_arrays: {said}"):
+            replay.from_arrays(x, action, *rest, spec=spec)
+    with pytest.raises(ValueError, match=r"^from_arrays: observations are float32 \[\] a step, but turned has float32 \[1\]$"):
+        replay.from_arrays(x[:, 0], x, *rest[:-1], x[:, 0], spec=turned)

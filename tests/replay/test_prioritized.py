@@ -198,3 +198,9 @@ def test_an_error_that_is_not_finite_changes_nothing(bad):
     assert after[2] == pytest.approx(5.0, abs=1e-4)
     assert index.highest == pytest.approx(5.0, abs=1e-4)
     assert highest == pytest.approx(4.0, abs=1e-4)
+
+
+def test_there_is_one_error_a_row():
+    index, rows = prioritized.init(8), torch.tensor([1, 2, 3])
+    with pytest.raises(ValueError, match=r"^update: errors are \[3, 1\], but rows \[3\]; there is one error a row$"):
+        prioritized.update(index, 8, rows, torch.ones(3, 1), ALPHA)

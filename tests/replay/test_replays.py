@@ -105,6 +105,13 @@ def test_what_does_not_fit_is_said(make):
         make(ENV.spec, 12, 4, n_step=3)
     with pytest.raises(ValueError, match="capacity = 3000000000 takes 3000000004 rows, but a replay has at most 2147483647"):
         make(ENV.spec, 3_000_000_000, 4)
+    for n_envs, n_step, said in ((0, 1, "n_envs = 0"), (4, 0, "n_step = 0"), (4, -1, "n_step = -1"), (4.0, 1, "n_envs = 4.0")):
+        with pytest.raises(ValueError, match=f"^{said} is not an integer at least 1$"):
+            make(ENV.spec, 40, n_envs, n_step)
+    with pytest.raises(ValueError, match="^spec: Env is not an environment's spec"):
+        make(ENV, 40, 4)
+    with pytest.raises(ValueError, match=r"^frames\(4\): observations are .*, not stacks of images \[4, H, W\]$"):
+        make(ENV.spec, 40, 4, observations=replay.frames(4))
     memory = make(ENV.spec, 40, 4)
     with pytest.raises(ValueError, match="a batch of 16 steps is too long for a replay that takes 10 at once"):
         memory.add(memory.init(None), next(batches(1)), ALPHA)

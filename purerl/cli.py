@@ -29,7 +29,7 @@ from purerl.evaluate import check_video, evaluate, record_video
 from purerl.storage import RoomError
 
 _USER_ERRORS = (ValueError, ImportError, CheckpointError, OSError, samplers.EnvError, samplers.WorkerError)
-COMPILING = "compiling (once; up to a minute)"
+COMPILING = "compiling, or loading what was compiled before; up to a minute"
 ONCE = 0.2  # seconds within which a signal sent twice, as `timeout` sends it to a process and to its group, counts once
 SAY_EVERY = 30.0  # seconds between two lines where there is no terminal
 console = Console(stderr=True)
@@ -269,10 +269,9 @@ def _run(run: training.Run, place: Path, out: Path, resume: bool) -> None:
         raise
     except Exception as error:
         message = str(error) if isinstance(error, _USER_ERRORS) else f"{type(error).__name__}: {error}"
-        if not isinstance(error, samplers.EnvError | samplers.WorkerError):  # these say by themselves where they come from
-            with contextlib.suppress(OSError):
-                write_atomically(place / "error.log", traceback.format_exc().encode())
-                message += f"\nits traceback is in {out / 'error.log'}"
+        with contextlib.suppress(OSError):
+            write_atomically(place / "error.log", traceback.format_exc().encode())
+            message += f"\nits traceback is in {out / 'error.log'}"
         notes = getattr(error, "__notes__", [])
         _end("\n".join([message, *(f"{note}; go on with: purerl resume {out}" for note in notes)]))
     say(failures)
@@ -310,7 +309,7 @@ def _lines(run: training.Run) -> Iterator[Callable[[training.Progress], None]]:
         now = time.monotonic()
         if last is None:
             last = now
-            click.echo(f"compiled after {now - start:.0f} s", err=True)
+            click.echo(f"ready after {now - start:.0f} s", err=True)
         if now - last > SAY_EVERY or p.steps == p.total:
             last = now
             click.echo(f"{p.steps:,}/{p.total:,} steps  {_figures(p)}", err=True)

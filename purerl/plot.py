@@ -16,8 +16,10 @@ def read_curves(folder: Path, column: str) -> dict[str, tuple[np.ndarray, np.nda
         For each variant, steps `[N]` and values `[seeds, N]`, cut to the steps that all its seeds have reached.
 
     Raises:
-        ValueError: no `progress.csv` with rows below the folder, or no such column.
+        ValueError: no such folder, no `progress.csv` with rows below it, or no such column.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder")
     groups = defaultdict(list)
     name = "evaluation.csv" if column.startswith("Evaluation/") else "progress.csv"
     for path in sorted(folder.rglob(name)):
@@ -28,6 +30,8 @@ def read_curves(folder: Path, column: str) -> dict[str, tuple[np.ndarray, np.nda
             variant = str(path.parent.parent.relative_to(folder))
             curve = [(float(row[STEPS]), float(row[column])) for row in rows]
             groups["" if variant == "." else variant].append(np.array(curve))
+    if not groups and name == "evaluation.csv":
+        raise ValueError(f"{folder}: no evaluation.csv with rows below it; --eval-every says how often a run is evaluated")
     if not groups:
         raise ValueError(f"{folder}: no {name} with rows below it; the run has made no progress yet, or it is another folder's")
     curves = {}

@@ -106,9 +106,9 @@ def invoke(args, tmp_path):
         (["train", "ppo", "--env", "PongNoFrameskip-v4", "--out", "OUT"], "is a raw Atari game; use ALE/Pong-v5"),
         (["train", "ppo", "--env", "Pong-v5", "--out", "OUT"], "'Pong-v5' is not known; did you mean ALE/Pong-v5"),
         (["eval", "OUT", "--seed", "-1"], "Invalid value for '--seed': -1 is not in the range"),
-        (["resume", "OUT"], "run: holds no run ("),
-        (["eval", "OUT"], "run: holds no run ("),
-        (["plot", "OUT"], "run: no progress.csv with rows below it"),
+        (["resume", "OUT"], "run: holds no run, there is no config.json in it"),
+        (["eval", "OUT"], "run: holds no run, there is no config.json in it"),
+        (["plot", "OUT"], "run: there is no such folder"),
     ],
 )
 def test_mistakes(args, message, tmp_path):
@@ -202,7 +202,7 @@ def test_the_terminal_shows_that_it_compiles(tmp_path):
         while part := os.read(screen, 4096):
             shown += part
     assert child.wait() == 0
-    assert shown.index(b"compiling (once; up to a minute)") < shown.index(b"training")
+    assert shown.index(b"compiling, or loading") < shown.index(b"training")
     assert b"steps/s" in shown
     assert b"s left" in shown
 
@@ -213,8 +213,8 @@ def test_where_there_is_no_terminal_lines_say_how_far_it_is(tmp_path, monkeypatc
     result = invoke(args, tmp_path)
     sampler, first, second, *others, last, _ = result.output.splitlines()
     assert sampler == "sampler: serial"
-    assert first == "a2c on gym:CartPole-v1: 1 lane of 16,000 steps; compiling (once; up to a minute)"
-    assert second.startswith("compiled after ")
+    assert first == "a2c on gym:CartPole-v1: 1 lane of 16,000 steps; compiling, or loading what was compiled before; up to a minute"
+    assert second.startswith("ready after ")
     assert len(others) >= 1
     for line in (*others, last):
         assert re.fullmatch(r"[\d,]+/16,000 steps  [\d,]+ steps/s  return [\d.nan]+  \d+ s left", line), line

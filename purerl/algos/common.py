@@ -1,6 +1,6 @@
 """What every algorithm here shares: the gradient step, numbers that follow a schedule, and the record."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,6 +60,11 @@ def check_batch(config: Any, batch: Batch) -> None:
             f"batch: {n_steps} steps of {n_envs} environments, but {type(config).__name__} has n_steps = {config.n_steps} and "
             f"n_envs = {config.n_envs}, which replay and replay ratio are made for"
         )
+
+
+def averages(figures: Mapping[str, Tensor], learnt: Tensor) -> dict[str, Tensor]:
+    """The means `[]` of figures `[N]` of gradient steps; NaN where there is nothing `learnt []` yet, so that they say nothing."""
+    return {name: torch.where(learnt, x.mean(0), torch.nan) for name, x in figures.items()}
 
 
 def minibatch_rows(keys: Tensor, n: int, n_minibatches: int) -> Tensor:

@@ -381,7 +381,7 @@ def make(
             updates=learner.updates,
             replay=filled,
         )
-        info = {name: x.mean(0) for name, x in figures.items()}
+        info = common.averages(figures, ready)
         ratio = learner.updates * config.batch_size / steps
         return state, TensorDict(**info, replay_size=memory.size(filled).float(), replay_ratio=ratio)
 

@@ -354,7 +354,7 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
             epsilon=epsilon(hyper, progress),
             replay=filled,
         )
-        figures = {name: x.mean(0) for name, x in info.items()}
+        figures = common.averages(info, ready)
         ratio = updates * config.batch_size / steps
         size = memory.size(filled).float()
         return state, TensorDict(**figures, lr=lr, epsilon=state.epsilon, replay_size=size, replay_ratio=ratio)

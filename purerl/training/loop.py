@@ -16,7 +16,7 @@ from purerl.envs import HostEnv
 from purerl.training.programs import Lanes, Runner, initial_state, make_runner, resumed_state, without_memory
 from purerl.training.reports import Evaluator, Failure, Figures, Hook, Moment, Progress, every
 from purerl.training.room import check_checkpoints, check_memory, held
-from purerl.training.run import Run, build, check_device, lanes, load_run, rows_written
+from purerl.training.run import Run, build, check_device, lanes, load_run, rows_written, trained_with
 
 REPORT_EVERY = 0.2  # seconds
 
@@ -50,8 +50,8 @@ def train(
         The lanes that stopped because a number was no longer finite; their last good state is in the checkpoint.
 
     Raises:
-        CheckpointError: resuming, and none of the checkpoints is whole, or they are gone; not resuming, and there are some; or
-            another process trains this run.
+        CheckpointError: resuming, and none of the checkpoints is whole, they are gone, or config.json says something else than what
+            the run was trained with; not resuming, and there are some; or another process trains this run.
         RoomError: there is no room for its donated memory, or for the checkpoints that hold it; nothing is taken or written then.
         Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
     """
@@ -157,6 +157,13 @@ def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
             f"{folder}: the checkpoints are gone; the figures of the run's steps are still in {out}. "
             f"To begin anew, train into another folder, or delete {out} first"
         )
+    trained, now = checkpoint.newest_meta(folder).get("trained_with", {}), trained_with(run)
+    for name in sorted(trained.keys() & now.keys()):
+        if trained[name] != now[name]:
+            raise checkpoint.CheckpointError(
+                f"{out}: config.json has {name} = {now[name]!r}, but the run has been trained with {trained[name]!r}, and goes on with "
+                "that alone; put it back, or train into another folder"
+            )
     if not resume and load_run(out) != run:
         raise checkpoint.CheckpointError(f"{out}: another run has been prepared here meanwhile")
     if saved and not resume:
@@ -206,6 +213,7 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
 
     def save() -> None:
         now = {"update": runner.update, "seconds": time.monotonic() - start, "evaluated": evaluator.evaluated}
+        now["trained_with"] = trained_with(run)
         now |= runner.environments()
         update, tiles = runner.update, runner.tiles if run.checkpoint_replay else list(map(without_memory, runner.tiles))
         checkpoint.save_step(out / "checkpoints", update * batch, tiles, {**now, "lost": lost + runner.lost})
@@ -248,7 +256,9 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
             save()
             error.add_note("the run up to there is saved")
         except Exception as failure:
-            error.add_note(f"the run up to there could not be saved ({failure}); the checkpoint before is whole")
+            is_one = checkpoint.newest_meta(out / "checkpoints")
+            before = "the checkpoint before is whole" if is_one else "there is none before"
+            error.add_note(f"the run up to there could not be saved ({failure}); {before}")
         raise
     finally:
         with contextlib.ExitStack() as closing:

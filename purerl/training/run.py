@@ -199,9 +199,12 @@ def check_replay(run: Run, algo: Algorithm, folder: Path) -> None:
     if many not in (1, n):
         raise ValueError(f"{start} has {many} lanes, but this run has {n}: there may be as many, or one for all")
     found, wanted = (read(shapes(init, random.key(0))) for read, init in ((theirs.replay, theirs.init), (algo.replay, algo.init)))
+    names = algo.config and sorted(f.name for f in dataclasses.fields(algo.config) if "leaf" not in f.metadata)
+    pairs = [(name, other.config.get(name), run.config.get(name)) for name in names or ()]
+    shaping = ", ".join(f"{name} = {theirs}, here {ours}" for name, theirs, ours in pairs if theirs != ours and theirs is not None)
     different = checkpoint.differences(*(checkpoint.kinds(checkpoint.named(replay)) for replay in (found, wanted)))
     if different:
-        raise ValueError(f"{start} has a replay of another kind: {different}")
+        raise ValueError(f"{start} has a replay of another kind{f' ({shaping})' if shaping else ''}: {different}")
 
 
 def check_device(device: str) -> None:
@@ -326,6 +329,9 @@ def prepare(out: Path, run: Run) -> None:
 
 
 def _refuse_a_run(out: Path) -> None:
+    for folder in out.absolute().parents:
+        if (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
+            raise ValueError(f"out: {out} lies within the run {folder}, whose figures it would be taken for; choose another folder")
     if (out / "config.json").exists():
         if _begun(out):
             raise ValueError(f"out: {out} already holds a run; choose another folder, or continue it with: purerl resume {out}")
@@ -365,15 +371,23 @@ def load_run(out: Path) -> Run:
     """The run a folder describes.
 
     Raises:
-        ValueError: the folder holds no run.
+        ValueError: the folder holds no run, or its config.json is damaged.
     """
+    if not (out / "config.json").is_file():
+        raise ValueError(f"{out}: holds no run, there is no config.json in it")
     try:
         found = json.loads((out / "config.json").read_text())
         collecting, evaluating = found.pop("collecting"), found.pop("evaluating")
         collecting["infos"] = tuple(collecting["infos"])
         return Run(**found, collecting=Collecting(**collecting), evaluating=Evaluating(**evaluating))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{out}: holds no run ({error})") from None
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{out}: holds no run that can be read, its config.json is damaged ({said})") from None
+
+
+def trained_with(run: Run) -> dict[str, Any]:
+    """What a checkpoint's state follows from, besides the steps taken."""
+    return {**run.config, **run.sweep, "algo": run.algo, "env": run.env, "seeds": run.seeds, "env_options": run.env_options}
 
 
 def build(run: Run) -> tuple[Algorithm, Env | envs.HostEnv]:

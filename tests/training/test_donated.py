@@ -256,10 +256,10 @@ def test_a_replay_that_a_run_cannot_begin_with_is_refused_by_name(tmp_path, unco
     source("bare", training.plan("dqn", "CartPole-v1", 1, 160, DQN, checkpoint_replay=False))
     source("a2c", training.plan("a2c", "CartPole-v1", 1, 160, {"hidden": (8,)}))
     dqn(tmp_path / "begun")
-    kind = " has a replay of another kind: "
-    refused(kind + r"steps.content.memory.obs is F32 \[66, 4\], not F32 \[130, 4\]; .*", capacity=128)
-    refused(kind + r".*steps.valid is BOOL \[2\], not BOOL \[1\].*", n_envs=1)
-    refused(kind + r"it has no index.tree.memory.sums; .*; nothing is called index.rows.memory.rows any more.*", prioritized=True)
+    kind = " has a replay of another kind"
+    refused(kind + r" \(capacity = 64, here 128\): steps.content.memory.obs is F32 \[66, 4\], not F32 \[130, 4\]; .*", capacity=128)
+    refused(kind + r" \(n_envs = 2, here 1\): .*steps.valid is BOOL \[2\], not BOOL \[1\].*", n_envs=1)
+    refused(kind + r" \(prioritized = False, here True\): it has no index.tree.memory.sums; .*; nothing is called index.rows.memory.rows any more.*", prioritized=True)
     refused(" is a run in CartPole-v1, not in Acrobot-v1", env="Acrobot-v1")
     refused(" has 2 lanes, but this run has 3: there may be as many, or one for all", seeds=3, source="two")
     refused(" has no checkpoint that holds a replay", source="bare")
@@ -269,9 +269,11 @@ def test_a_replay_that_a_run_cannot_begin_with_is_refused_by_name(tmp_path, unco
     with pytest.raises(ValueError, match=r"^/.*/none: holds no run"):
         training.plan("dqn", "CartPole-v1", 1, 640, DQN, replay_from=tmp_path / "none")
     flags = ["--env", "CartPole-v1", "--steps", "640", "--out", str(tmp_path / "run"), "--replay-from", str(tmp_path / "one")]
+    flags += ["--learning-starts", "64"]
     found = CliRunner().invoke(main, ["train", "dqn", *flags])
     assert found.exit_code == 1
-    assert "has a replay of another kind: steps.content.memory.obs is F32 [66, 4], not F32 [10001, 4]" in found.output
+    assert "has a replay of another kind (" in found.output and "capacity = 64, here 10000" in found.output
+    assert "): steps.content.memory.obs is F32 [66, 4], not F32 [10001, 4]" in found.output
     assert not (tmp_path / "run").exists()
 
 

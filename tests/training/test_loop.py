@@ -526,9 +526,10 @@ def test_a_run_whose_algorithm_has_another_code_by_now(tmp_path, small_run, monk
     training.train(run, tmp_path)
     with pytest.raises(ValueError, match=r"^a2c has no config field depth any more, which the run's config.json has$"):
         training.train(dataclasses.replace(run, config={**run.config, "depth": 3}), tmp_path, resume=True)
-    other = dataclasses.replace(run, config={**run.config, "hidden": [9]})
+    make = training.run.make_config
+    monkeypatch.setattr(training.run, "make_config", lambda *args: dataclasses.replace(make(*args), hidden=(9,)))
     with pytest.raises(checkpoint.StructureError, match=r"changed since: .*actor.weight is F32 \[1, 2, 8\], not F32 \[1, 2, 9\]"):
-        training.train(other, tmp_path, resume=True)
+        training.train(run, tmp_path, resume=True)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system tells no size")
@@ -605,12 +606,40 @@ def test_plan_gives_each_variant_its_lanes():
     assert training.lane_name(*training.lanes(both)[0]) == "lr=0.001,clip=0.1/seed_000"  # as the config has them
 
 
+def test_a_full_disk_at_the_first_checkpoint(tmp_path, monkeypatch, small_run):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(OSError) as raised:
+        training.train(small_run(tmp_path), tmp_path)
+    said = "the run up to there could not be saved ([Errno 28] No space left on device); there is none before"
+    assert raised.value.__notes__ == [said]
+
+
+def test_a_run_goes_on_with_what_it_has_been_trained_with(tmp_path, small_run):
+    run = small_run(tmp_path)
+    training.train(run, tmp_path)
+    path = tmp_path / "config.json"
+    described = json.loads(path.read_text())
+    described["config"]["lr"] = 0.5
+    path.write_text(json.dumps(described))
+    with pytest.raises(checkpoint.CheckpointError, match=f"config.json has lr = 0.5, but the run has been trained with {run.config['lr']}, and goes"):
+        training.train(training.load_run(tmp_path), tmp_path, resume=True)
+
+
+def test_a_run_within_a_run_is_refused(tmp_path, small_run):
+    training.train(small_run(tmp_path), tmp_path)
+    with pytest.raises(ValueError, match=f"^out: {tmp_path}/deep/er lies within the run {tmp_path}, whose figures it would be"):
+        small_run(tmp_path / "deep" / "er")
+
+
 def test_load_run_of_a_folder_without_one(tmp_path):
     (tmp_path / "three").mkdir()
     (tmp_path / "three" / "config.json").write_text("3")
-    with pytest.raises(ValueError, match=r": holds no run \("):
+    with pytest.raises(ValueError, match=r": holds no run that can be read, its config.json is damaged \("):
         training.load_run(tmp_path / "three")
-    with pytest.raises(ValueError, match=r": holds no run \("):
+    with pytest.raises(ValueError, match=r": holds no run, there is no config.json in it"):
         training.load_run(Path(tmp_path))
 
 

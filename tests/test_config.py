@@ -97,5 +97,5 @@ def test_an_algorithm_takes_a_spec_and_a_config_of_its_own(name):
 def test_a_number_that_has_no_effect():
     cfg.check_needs(DQNConfig(prioritized=True), "alpha")
     cfg.check_needs(DQNConfig(), "lr")
-    with pytest.raises(ValueError, match="^DQNConfig.alpha = 0.7 has no effect without prioritized$"):
+    with pytest.raises(ValueError, match=r"^DQNConfig.alpha = 0.7 has no effect without prioritized$"):
         cfg.check_needs(DQNConfig(alpha=0.7), "alpha")

@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("many_seeds", ["3", "4"]),
         ("sweep", ["3"]),
         ("own_network", ["3"]),
+        ("own_env", ["3"]),
         ("own_loss", ["3"]),
         ("own_loop", ["functional", "3"]),
         ("own_loop", ["autograd", "3"]),

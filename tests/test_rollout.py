@@ -60,9 +60,11 @@ def test_fuse_takes_its_sizes_from_the_algorithm_or_the_call():
 
 def test_fuse_takes_the_pure_environment_that_the_algorithm_is_for():
     algo = make_ppo(envs.make("CartPole-v1").spec)
-    with pytest.raises(ValueError, match="^Acrobot-v1: observation_space is .*, but the algorithm was made for"):
+    with pytest.raises(ValueError, match=r"^Acrobot-v1: observation_space is .*, but the algorithm was made for"):
         fuse(algo, envs.make("Acrobot-v1"))
-    with pytest.raises(ValueError, match=r"^fuse: HostEnv is no pure environment \(`Env`\); samplers collect from those of Gymnasium$"):
+    with pytest.raises(
+        ValueError, match=r"^fuse: HostEnv is no pure environment \(`Env`\); samplers collect from those of Gymnasium$"
+    ):
         fuse(algo, envs.make("gym:CartPole-v1"))
 
 

@@ -383,7 +383,7 @@ def make(
         )
         info = common.averages(figures, ready)
         ratio = learner.updates * config.batch_size / steps
-        return state, TensorDict(**info, replay_size=memory.size(filled).float(), replay_ratio=ratio)
+        return state, TensorDict({**info, "replay_size": memory.size(filled).float(), "replay_ratio": ratio})
 
     def acting(state: ContinuousState) -> Acting:
         progress = state.steps / state.hyper["total_steps"]

@@ -357,7 +357,7 @@ def make(spec: EnvSpec, config: Any, head: Head, net: nn.Module | None = None) -
         figures = common.averages(info, ready)
         ratio = updates * config.batch_size / steps
         size = memory.size(filled).float()
-        return state, TensorDict(**figures, lr=lr, epsilon=state.epsilon, replay_size=size, replay_ratio=ratio)
+        return state, TensorDict({**figures, "lr": lr, "epsilon": state.epsilon, "replay_size": size, "replay_ratio": ratio})
 
     def forget(state: QState) -> QState:
         return tree.replace(state, replay=memory.init(state.key.device))
@@ -371,8 +371,8 @@ def _n_updates(config: Any) -> int:
     if n < 0.5:
         name, steps = type(config).__name__, config.n_envs * config.n_steps
         raise ValueError(
-            f"{name}.replay_ratio = {config.replay_ratio} makes {n:g} gradient steps of batch_size = {config.batch_size} a batch of "
-            f"n_envs * n_steps = {config.n_envs} * {config.n_steps}, but the least is one: "
+            f"{name}.replay_ratio = {config.replay_ratio} makes {n:g} gradient steps of batch_size = {config.batch_size} "
+            f"a batch of n_envs * n_steps = {config.n_envs} * {config.n_steps}, but the least is one: "
             f"it could be {config.batch_size / steps:g}, or n_steps larger"
         )
     return max(1, round(n))

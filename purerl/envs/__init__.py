@@ -15,7 +15,7 @@ from purerl.envs.registry import (
     vector_host,
 )
 from purerl.envs.vector import PureVectorEnv, to_gymnasium
-from purerl.envs.wrappers import accept_keys, choose_actions, sticky_actions, time_limit
+from purerl.envs.wrappers import accept_keys, check, choose_actions, sticky_actions, time_limit
 
 __all__ = [
     "GAME_OVER",
@@ -28,6 +28,7 @@ __all__ = [
     "PureVectorEnv",
     "accept_keys",
     "atari",
+    "check",
     "choose_actions",
     "host",
     "make",

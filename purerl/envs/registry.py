@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib
 import re
 import sys
 import warnings
@@ -15,7 +16,7 @@ from purerl.base import Env, EnvSpec
 from purerl.envs import acrobot, cartpole, catch, deep_sea, minatar, mountain_car, pendulum
 from purerl.envs.atari import describe
 from purerl.envs.generators import undisturbed
-from purerl.envs.wrappers import accept_keys, time_limit
+from purerl.envs.wrappers import accept_keys, check, time_limit
 from purerl.extras import how_to_install
 
 RAISED = (Exception, SystemExit)  # what a user's environment may raise, and is told of as its error
@@ -51,7 +52,8 @@ def make(id: str, **kwargs: Any) -> Env | HostEnv:
     """The environment of a name.
 
     `CartPole-v1` and `MinAtar/Breakout-v1` are pure ports, `gym:CartPole-v1` is Gymnasium's own; `ALE/Pong-v5` goes to ALE's vector
-    environment with the standard preprocessing; any other goes to Gymnasium (`my_package.my_module:MyEnv-v0` imports the module).
+    environment with the standard preprocessing; `my_module:make_mine` calls a function or class of one's own, which makes an `Env`
+    or a `gymnasium.Env`; any other goes to Gymnasium (`my_package.my_module:MyEnv-v0` imports the module).
 
     Args:
         kwargs: as `host`; and for the makers of pure environments, such as `sticky_action_prob=0.0` for MinAtar's games.
@@ -65,7 +67,39 @@ def make(id: str, **kwargs: Any) -> Env | HostEnv:
         return pure(PURE[named])
     if named in MAKERS:
         return pure(_made(named, kwargs))
-    return host(id, **kwargs)
+    maker = _maker(id)
+    return host(id, **kwargs) if maker is None else _own(id, partial(maker, **kwargs))
+
+
+def _maker(id: str) -> Callable[..., Any] | None:
+    """What `my_module:make_mine` names; None if it names no such thing, and the module, if there is one, may have registered it."""
+    module_name, _, name = id.partition(":")
+    if module_name == "gym" or not name.isidentifier():
+        return None
+    with contextlib.suppress(*RAISED):  # Gymnasium then says why it cannot be imported
+        found = getattr(importlib.import_module(module_name), name, None)
+        return found if callable(found) else None
+    return None
+
+
+def _own(id: str, make: Callable[[], Any]) -> Env | HostEnv:
+    """The environment that a function of one's own makes.
+
+    Raises:
+        ValueError: it makes none, or a pure one that is not as `check` has it.
+    """
+    try:
+        with undisturbed():
+            made = make()
+        if isinstance(made, Env):
+            check(made)
+            return pure(made)
+    except RAISED as error:
+        raise ValueError(f"environment: {id!r} cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(made, gym.Env):
+        raise ValueError(f"environment: {id!r} returned {type(made).__name__}, neither an Env nor a gymnasium.Env")
+    found = _describe(make)
+    return found._replace(spec=found.spec._replace(id=id))
 
 
 def host(env: "str | HostEnv | Callable[[], gym.Env]", **kwargs: Any) -> HostEnv:

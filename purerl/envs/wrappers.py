@@ -8,8 +8,49 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from purerl import random, tree
+from purerl import random, spaces, tree
 from purerl.base import Env
+
+
+def check(env: Env) -> None:
+    """Take one step of a pure environment, and look whether it is as `Env` and its spec have it.
+
+    Raises:
+        ValueError: naming what `reset` or `step` returns and what is wanted.
+    """
+    keys, name = random.split(random.key(0)), env.spec.id
+    state, obs = _checked(name, "reset", ("state", "obs"), env.reset(env.draw(keys[0])))
+    wanted_obs = _kinds(tree.index(spaces.zero_obs(env.spec.observation_space, 1), 0))
+    _check_kinds(name, "reset", "obs", obs, wanted_obs)
+    action = spaces.env_actions(env.spec.action_space, tree.index(spaces.zero_actions(env.spec.action_space, 1), 0))
+    names = ("state", "obs", "reward", "terminated", "truncated", "info")
+    result = dict(zip(names, _checked(name, "step", names, env.step(state, action, env.draw(keys[1]))), strict=True))
+    flag = ["bool []"]
+    wanted = {"state": _kinds(state), "obs": wanted_obs, "reward": ["float32 []"], "terminated": flag, "truncated": flag}
+    for what, kinds in wanted.items():
+        _check_kinds(name, "step", what, result[what], kinds)
+
+
+def _checked(name: str, function: str, names: Sequence[str], result: Any) -> tuple:
+    if not isinstance(result, tuple) or len(result) != len(names):
+        found = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+        raise ValueError(f"{name}: {function} returned {found}, but ({', '.join(names)}) is wanted")
+    return result
+
+
+def _kinds(x: Any) -> list[str]:
+    """Dtypes and shapes of a tree's leaves, in their order."""
+    return [
+        f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}" if isinstance(leaf, Tensor) else f"no tensor but {leaf!r}"
+        for leaf in tree.leaves(x)
+    ]
+
+
+def _check_kinds(name: str, function: str, what: str, found: Any, wanted: list[str]) -> None:
+    if _kinds(found) != wanted:
+        raise ValueError(
+            f"{name}: {function} returned {what} that is {', '.join(_kinds(found))}, but {', '.join(wanted)} is wanted"
+        )
 
 
 def accept_keys(env: Env) -> Env:

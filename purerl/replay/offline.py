@@ -96,7 +96,9 @@ def _counted(action: Any, spec: EnvSpec) -> Any:
         name = spaces.field("action", path)
         if (x.shape[1:], x.dtype) != (y.shape[1:], y.dtype):
             raise ValueError(f"from_arrays: {name} is {_kind(y)} a step, but {spec.id} has {_kind(x)}")
-        low, high = (torch.as_tensor(bound) for bound in spaces.bounds(part) or (part.low, part.high))
+        box = (part.low, part.high) if isinstance(part, gym.spaces.Box) else spaces.bounds(part)
+        assert box is not None
+        low, high = map(torch.as_tensor, box)
         outside = ~((y >= low) & (y <= high))
         if outside.any():
             where = int(outside.reshape(len(y), -1).any(1).nonzero()[0])

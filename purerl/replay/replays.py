@@ -124,8 +124,8 @@ def make_prioritized(
 ) -> Replay:
     """A transition is drawn in proportion to `priority ** alpha` (Schaul et al. 2016); otherwise as `make_uniform`.
 
-    A new one has the highest priority so far, and `update` gives those that were learnt from the absolute error that they were found
-    with. What is drawn often is corrected for by weights, wholly where `beta` is 1, which multiply the losses.
+    A new one has the highest priority so far, and `update` gives those that were learnt from the absolute error that they were
+    found with. What is drawn often is corrected for by weights, wholly where `beta` is 1, which multiply the losses.
     """
     return _make(by_priority, spec, capacity, n_envs, n_step, observations or steps.whole())
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -161,8 +162,8 @@ def _start(run: Run, out: Path, resume: bool) -> tuple[Lanes | None, dict]:
     for name in sorted(trained.keys() & now.keys()):
         if trained[name] != now[name]:
             raise checkpoint.CheckpointError(
-                f"{out}: config.json has {name} = {now[name]!r}, but the run has been trained with {trained[name]!r}, and goes on with "
-                "that alone; put it back, or train into another folder"
+                f"{out}: config.json has {name} = {now[name]!r}, but the run has been trained with {trained[name]!r}, and goes on "
+                "with that alone; put it back, or train into another folder"
             )
     if not resume and load_run(out) != run:
         raise checkpoint.CheckpointError(f"{out}: another run has been prepared here meanwhile")
@@ -212,9 +213,8 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
     start, pace, looked_up = time.monotonic() - seconds, Pace(begin), begin
 
     def save() -> None:
-        now = {"update": runner.update, "seconds": time.monotonic() - start, "evaluated": evaluator.evaluated}
-        now["trained_with"] = trained_with(run)
-        now |= runner.environments()
+        now: dict[str, Any] = {"update": runner.update, "seconds": time.monotonic() - start, "evaluated": evaluator.evaluated}
+        now |= {"trained_with": trained_with(run), **runner.environments()}
         update, tiles = runner.update, runner.tiles if run.checkpoint_replay else list(map(without_memory, runner.tiles))
         checkpoint.save_step(out / "checkpoints", update * batch, tiles, {**now, "lost": lost + runner.lost})
 

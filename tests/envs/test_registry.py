@@ -114,6 +114,61 @@ def test_a_name_without_its_version_is_the_newest_one():
     assert envs.make("gym:CartPole").spec.id == "CartPole-v1"
 
 
+def test_what_a_function_of_ones_own_makes():
+    catch = envs.make("purerl.envs.catch:make", rows=4)
+    assert isinstance(catch, Env)
+    assert catch.spec.observation_space.shape == (4, 5)
+    walk = envs.make("worlds:Walk")
+    assert walk.spec.id == "worlds:Walk"
+    assert walk.make().observation_space == walk.spec.observation_space
+    for id, options, said in (
+        ("purerl.envs.catch:make", {"rows": 1}, r"cannot be made: ValueError: a board of rows = 1"),
+        ("worlds:Informed", {}, r"cannot be made: TypeError: .*missing 1 required positional argument: 'info'"),
+        ("worlds:leaves", {"x": 1}, r"returned list, neither an Env nor a gymnasium.Env"),
+        ("worlds:nothing", {}, r"is not known"),
+    ):
+        with pytest.raises(ValueError, match=f"^environment: '{id}' {said}"):
+            envs.make(id, **options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            lambda state, obs, reward, over, *_: (state, obs, reward, over, over),
+            r"step returned 5 values, but \(state, obs, reward",
+        ),
+        (lambda state, obs, reward, over, *_: [state], r"step returned list, but \(state, obs, reward"),
+        (
+            lambda state, obs, reward, over, *_: (state.float(), obs, reward, over, over, {}),
+            r"state that is float32 \[3\], but int32",
+        ),
+        (
+            lambda state, obs, reward, over, *_: (state, obs[0], reward, over, over, {}),
+            r"obs that is float32 \[5\], but float32 \[10, 5",
+        ),
+        (
+            lambda state, obs, reward, over, *_: (state, obs, 1.0, over, over, {}),
+            r"reward that is no tensor but 1.0, but float32 \[\]",
+        ),
+        (
+            lambda state, obs, reward, over, *_: (state, obs, reward, over, over.float(), {}),
+            r"truncated that is float32 \[\], but bool",
+        ),
+    ],
+)
+def test_a_pure_environment_is_looked_at(wrong, said):
+    env = envs.make("bsuite/Catch-v0")
+    envs.check(env)
+    with pytest.raises(ValueError, match=f"^bsuite/Catch-v0: .*{said}"):
+        envs.check(env._replace(step=lambda *args: wrong(*env.step(*args))))
+
+
+@pytest.mark.parametrize("id", [*envs.PURE, *envs.MAKERS])
+def test_every_pure_environment_is_as_the_record_has_it(id):
+    envs.check(envs.make(id))
+
+
 def test_a_module_of_ones_own_offers_what_it_registered():
     with pytest.raises(ValueError, match=r"'worlds:Foo-v0' is not known; did you mean .*worlds:Walk-v0"):
         envs.make("worlds:Foo-v0")

@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_said(make):
     for n_envs, n_step, said in ((0, 1, "n_envs = 0"), (4, 0, "n_step = 0"), (4, -1, "n_step = -1"), (4.0, 1, "n_envs = 4.0")):
         with pytest.raises(ValueError, match=f"^{said} is not an integer at least 1$"):
             make(ENV.spec, 40, n_envs, n_step)
-    with pytest.raises(ValueError, match="^spec: Env is not an environment's spec"):
+    with pytest.raises(ValueError, match=r"^spec: Env is not an environment's spec"):
         make(ENV, 40, 4)
     with pytest.raises(ValueError, match=r"^frames\(4\): observations are .*, not stacks of images \[4, H, W\]$"):
         make(ENV.spec, 40, 4, observations=replay.frames(4))

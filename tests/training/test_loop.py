@@ -611,7 +611,7 @@ def test_a_full_disk_at_the_first_checkpoint(tmp_path, monkeypatch, small_run):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save", full)
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError, match="No space left") as raised:
         training.train(small_run(tmp_path), tmp_path)
     said = "the run up to there could not be saved ([Errno 28] No space left on device); there is none before"
     assert raised.value.__notes__ == [said]
@@ -624,7 +624,10 @@ def test_a_run_goes_on_with_what_it_has_been_trained_with(tmp_path, small_run):
     described = json.loads(path.read_text())
     described["config"]["lr"] = 0.5
     path.write_text(json.dumps(described))
-    with pytest.raises(checkpoint.CheckpointError, match=f"config.json has lr = 0.5, but the run has been trained with {run.config['lr']}, and goes"):
+    with pytest.raises(
+        checkpoint.CheckpointError,
+        match=f"config.json has lr = 0.5, but the run has been trained with {run.config['lr']}, and goes",
+    ):
         training.train(training.load_run(tmp_path), tmp_path, resume=True)
 
 

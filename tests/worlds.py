@@ -521,3 +521,18 @@ register("Informed-v0", Informed)
 register("Faulty-v0", Faulty)
 register("Wandering-v0", Wandering)
 register("Rhythm-v0", Rhythm)
+
+
+def make_flaky():
+    """Pure, of one number and one action; its reward is NaN after one step in a thousand."""
+
+    def reset(noise):
+        return noise, noise[None]
+
+    def step(state, action, noise):
+        reward = torch.where(noise > 0.999, torch.nan, -action.sum().abs())
+        state, no = 0.9 * state + noise, torch.zeros((), dtype=torch.bool)
+        return state, state[None], reward, no, no.clone(), {}
+
+    spec = EnvSpec("Flaky", gym.spaces.Box(-20, 20, (1,)), gym.spaces.Box(-1, 1, (1,)), max_episode_steps=20)
+    return Env(spec, reset, step, draw=lambda key: keys.uniform(key, ()))

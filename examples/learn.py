@@ -37,6 +37,8 @@ CONTROL = {
     "Acrobot-v1": {"ppo": -90, "dqn": -90, "c51": -90, "qrdqn": -90, "rainbow": -90, "pqn": -90},
 }
 EVERY = {("ppo", "CartPole-v1"): 400, ("a2c", "CartPole-v1"): 400}
+PENDULUM = {"sac": -160, "td3": -160, "ddpg": -180, "redq": -160, "droq": -160, "tqc": -160, "crossq": -160}
+CHEETAH = {"sac": 6000, "td3": 5000, "ddpg": 4500}
 PROTOCOLS = {"gymnax": GYMNAX, "minatar": {}}
 GAMES = {  # with PureJaxQL's and gymnax's protocol, which PPO is the mark for; and with the original one and its six actions
     "gymnax": {"Breakout": 28, "Asterix": 15, "Freeway": 55, "SpaceInvaders": 131},
@@ -56,6 +58,9 @@ RUNS = {
         for algo, asked in bars.items()
     },
     "pendulum-ppo": Learning("ppo", "Pendulum-v1", 8, 1_000_000, -250),
+    **{f"pendulum-{algo}": Learning(algo, "Pendulum-v1", 16, 20_000, asked) for algo, asked in PENDULUM.items()},
+    "mountaincarcontinuous-sac": Learning("sac", "MountainCarContinuous-v0", 16, 100_000, 90),
+    **{f"halfcheetah-{algo}": Learning(algo, "HalfCheetah-v5", 3, 200_000, asked) for algo, asked in CHEETAH.items()},
     "halfcheetah-ppo": Learning("ppo", "HalfCheetah-v5", 3, 1_000_000, 1400),
     **{
         f"{protocol}-{name.lower()}-pqn": game("pqn", protocol, name, 10_000_000 if protocol == "gymnax" else 5_000_000, asked)

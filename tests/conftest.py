@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+CONTINUOUS = ("crossq", "ddpg", "droq", "redq", "sac", "td3", "tqc")  # the algorithms for boxes of actions
+
 
 def pytest_configure(config):
     """Compiled programs are shared by the tests of one run, and by no others."""

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from conftest import CONTINUOUS
 
 from purerl import algos, envs
 from purerl import config as cfg
@@ -84,7 +85,7 @@ def test_a_config_of_ones_own():
 
 @pytest.mark.parametrize("name", algos.ALGORITHMS)
 def test_an_algorithm_takes_a_spec_and_a_config_of_its_own(name):
-    env = envs.make("Pendulum-v1" if name in ("ddpg", "td3", "sac") else "CartPole-v1")
+    env = envs.make("Pendulum-v1" if name in CONTINUOUS else "CartPole-v1")
     make = algos.find(name)
     for not_one in (env, env.spec.id):
         with pytest.raises(ValueError, match=f"^spec: {type(not_one).__name__} is not an environment's spec; envs.make"):

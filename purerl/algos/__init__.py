@@ -10,28 +10,36 @@ from typing import Any
 
 from purerl.algos.a2c import A2CConfig, make_a2c
 from purerl.algos.c51 import C51Config, make_c51
+from purerl.algos.crossq import make_crossq
 from purerl.algos.ddpg import DDPGConfig, make_ddpg
 from purerl.algos.dqn import DQNConfig, make_dqn
+from purerl.algos.droq import make_droq
 from purerl.algos.ppo import PPOConfig, make_ppo
 from purerl.algos.pqn import PQNConfig, make_pqn
 from purerl.algos.qrdqn import QRDQNConfig, make_qrdqn
 from purerl.algos.rainbow import RainbowConfig, make_rainbow
+from purerl.algos.redq import make_redq
 from purerl.algos.sac import SACConfig, make_sac
 from purerl.algos.td3 import TD3Config, make_td3
+from purerl.algos.tqc import make_tqc
 from purerl.base import Algorithm, EnvSpec
 
 Maker = Callable[..., Algorithm]  # make(spec, config=None), or make(spec) where there is nothing to configure
 ALGORITHMS: dict[str, Maker] = {
     "a2c": make_a2c,
     "c51": make_c51,
+    "crossq": make_crossq,
     "ddpg": make_ddpg,
     "dqn": make_dqn,
+    "droq": make_droq,
     "ppo": make_ppo,
     "pqn": make_pqn,
     "qrdqn": make_qrdqn,
     "rainbow": make_rainbow,
+    "redq": make_redq,
     "sac": make_sac,
     "td3": make_td3,
+    "tqc": make_tqc,
 }
 
 
@@ -149,12 +157,16 @@ __all__ = [
     "make",
     "make_a2c",
     "make_c51",
+    "make_crossq",
     "make_ddpg",
     "make_dqn",
+    "make_droq",
     "make_ppo",
     "make_pqn",
     "make_qrdqn",
     "make_rainbow",
+    "make_redq",
     "make_sac",
     "make_td3",
+    "make_tqc",
 ]

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from purerl import config as cfg
 from purerl import nets, normalize, optim, random, replay, tree
-from purerl.algos import common
+from purerl.algos import common, ensembles
+from purerl.algos.ensembles import Critics, Head
 from purerl.algos.q_learning import has_enough, make_replay
 from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
 from purerl.normalize import Moments
 from purerl.replay import ReplayState, Transitions
 from purerl.spaces import blank_inputs
-from purerl.transforms import scan, vmap
+from purerl.transforms import scan
 
 CLASSIC: dict[str, dict[str, Any]] = {  # of fewer steps
     "Pendulum-v1": {"learning_starts": 500, "actor_lr": 1e-3, "capacity": 100_000},
@@ -104,15 +105,13 @@ class Model(NamedTuple):
 
     Attributes:
         actor: its output is `[T, B, P]`.
-        critic: one of the ensemble; its output is `[T, B, size]`, and it sees `obs` and `action` as its observation.
-        n_critics: N.
+        critics: the ensemble.
         bounds: of actions.
         see: `see(moments, obs [M, ...])`, observations as the networks see them.
     """
 
     actor: nets.Network
-    critic: nets.Network
-    n_critics: int
+    critics: Critics
     bounds: Bounds
     see: Callable[[Any, Any], Any]
 
@@ -134,7 +133,13 @@ def make_bounds(spec: EnvSpec) -> Bounds:
 
 
 def make_model(
-    spec: EnvSpec, config: Any, deviations: bool, actor: nn.Module | None = None, critic: nn.Module | None = None
+    spec: EnvSpec,
+    config: Any,
+    head: Head,
+    n_critics: int,
+    deviations: bool,
+    actor: nn.Module | None = None,
+    critic: nn.Module | None = None,
 ) -> Model:
     """The config's networks, or the user's.
 
@@ -147,36 +152,48 @@ def make_model(
         raise ValueError(f"normalize_obs = True needs a Box of floats as observation space, not {space}")
     n, norm = bounds.half.numel(), nets.NORMS[config.norm]
     n_params = 2 * n if deviations else n
+    hidden = config.critic_hidden or config.hidden
     with torch.device("meta"):
         own_actor = nets.PolicyParameters(space, n, config.hidden, config.activation, deviations)
-        own_critic = nets.PairValues(space, n, config.hidden, config.activation, 1, norm)
+        own_critic = nets.PairValues(space, n, hidden, config.activation, head.size, norm, config.dropout)
+        joint = nets.BatchNormalizedPairs(space, n, hidden, config.activation, head.size)
+    n_noise = own_critic.n_noise if critic is None else 0
     inputs = tree.map(lambda x: x[None], blank_inputs(spec, 2))
-    pairs = tree.replace(inputs, obs=TensorDict(obs=inputs.obs, action=torch.zeros(1, 2, n)))
+    pairs = tree.replace(inputs, obs=TensorDict(obs=inputs.obs, action=torch.zeros(1, 2, n), noise=torch.zeros(1, 2, n_noise)))
     scheme = nets.SCHEMES[config.init]
 
     def check(what: str, width: int) -> Callable[[Any, Any], None]:
         return lambda out, lead: nets.check_output(what, out, lead, (width,))
 
+    def critics() -> Critics:
+        if config.batch_norm:
+            _check_batch_norm(config, critic)
+            return ensembles.together(joint, scheme, n_critics, head, 0.99)
+        net = nets.as_network(own_critic if critic is None else critic, scheme, check("values", head.size), pairs)
+        return ensembles.apart(net, n_critics, n_noise, head)
+
     return Model(
         actor=nets.as_network(own_actor if actor is None else actor, scheme, check("action parameters", n_params), inputs),
-        critic=nets.as_network(own_critic if critic is None else critic, scheme, check("values", 1), pairs),
-        n_critics=config.n_critics,
+        critics=critics(),
         bounds=bounds,
         see=normalize.standardize if config.normalize_obs else lambda moments, obs: obs,
     )
+
+
+def _check_batch_norm(config: Any, critic: nn.Module | None) -> None:
+    """Raise a `ValueError` if critics are to be normalised by batches and cannot be."""
+    name = type(config).__name__
+    for field, other in (("norm", "none"), ("dropout", 0.0)):
+        if getattr(config, field) != other:
+            raise ValueError(f"{name}.{field} = {getattr(config, field)!r} is not for critics with batch_norm, only {other!r} is")
+    if critic is not None:
+        raise ValueError(f"{name}.batch_norm = True: a critic of one's own is not normalised by batches")
 
 
 def policy(model: Model, params: TensorDict, obs: Any) -> Tensor:
     """`[M, P]` what the actor makes of observations `[M, ...]`."""
     out: Tensor = nets.of_obs(model.actor, params, obs)
     return out
-
-
-def values(model: Model, params: TensorDict, obs: Any, action: Tensor) -> Tensor:
-    """`[N, M]` what each critic says of pairs of `[M, ...]` and `[M, n]`."""
-    pairs = TensorDict(obs=obs, action=action)
-    out: Tensor = vmap(lambda params: nets.of_obs(model.critic, params, pairs))(params)
-    return out.squeeze(-1)
 
 
 def draw(n: int, key: Tensor) -> TensorDict:
@@ -216,29 +233,11 @@ def deterministic_policy_loss(model: Model) -> Callable[..., tuple[Tensor, Tenso
     """The loss whose gradient is the deterministic policy gradient (Silver et al. 2014, eq. 9), by the first critic."""
 
     def loss(actor: TensorDict, params: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, TensorDict]:
-        q = values(model, tree.index(params["critics"], slice(0, 1)), it.obs, torch.tanh(policy(model, actor, it.obs)))
+        first = {name: tree.index(params[name], slice(0, 1)) for name in ("critics", *model.critics.kept)}
+        q = model.critics.head.values(model.critics.at(TensorDict(first), it.obs, torch.tanh(policy(model, actor, it.obs)), key))
         return -q.mean(), TensorDict(actor_loss=-q.mean())
 
     return loss
-
-
-def check_subset(config: Any) -> None:
-    """Raise a `ValueError` if a config asks for more critics than it has."""
-    if config.subset > config.n_critics:
-        raise ValueError(f"{type(config).__name__}.subset = {config.subset} is more than n_critics = {config.n_critics}")
-
-
-def least(q: Tensor, subset: int, key: Tensor) -> Tensor:
-    """`[M]` the least value of some critics `[N, M]`, of all or of a random subset (Chen et al. 2021)."""
-    if subset == len(q):
-        return q.amin(0)
-    return q[random.permutation(key, len(q))[:subset]].amin(0)
-
-
-def believed(q: Tensor, subset: int) -> Tensor:
-    """`[M]` the value that a policy is to raise: the least of critics `[N, M]`, or their mean where targets are made of a subset
-    (Chen et al. 2021, eq. 3)."""
-    return q.amin(0) if subset == len(q) else q.mean(0)
 
 
 class Losses(NamedTuple):
@@ -246,13 +245,13 @@ class Losses(NamedTuple):
     observations are as the networks see them and whose actions lie in [-1, 1].
 
     Attributes:
-        returns: `returns(params, target, it, key, hyper) -> [M]`, what the critics are to say.
+        ahead: `ahead(params, target, it, key, hyper) -> (action [M, n], cost [M])`, what is done next, and what its value loses.
         steps: by names in `params`, in the order of their gradient steps, `loss(part, params, it, key, hyper) -> (loss [], info)`,
             of which `part` is what the gradient is taken for.
         lrs: the learning rates' names in `hyper`, by names in `params`.
     """
 
-    returns: Callable[..., Tensor]
+    ahead: Callable[..., tuple[Tensor, Tensor]]
     steps: Mapping[str, Callable[..., tuple[Tensor, TensorDict]]]
     lrs: Mapping[str, str]
 
@@ -278,21 +277,21 @@ def make(
         ValueError: the replay is too small; nothing would be learnt; steps do not divide into gradient steps.
     """
     common.check_start(config)
-    memory = make_replay(spec, config)
-    n_blocks = _n_blocks(config)
+    memory, head = make_replay(spec, config), model.critics.head
+    n_blocks, adam = _n_blocks(config), partial(optim.adam, b1=config.adam_b1)
 
     def init(key: Tensor, hyper: Mapping[str, Tensor] = {}) -> ContinuousState:
         key, actor_key, critic_key = random.split(key, 3)
         numbers = cfg.start(cfg.sweepable(config), hyper, key.device)
-        critics = vmap(model.critic.init)(random.split(critic_key, model.n_critics))
-        params = TensorDict({"actor": model.actor.init(actor_key), "critics": critics})
+        params = TensorDict({"actor": model.actor.init(actor_key), "critics": model.critics.init(critic_key)})
+        params.update({name: x.to(key.device) for name, x in model.critics.kept.items()})
         params.update({name: start(numbers) for name, start in extra.items()})
         none = torch.zeros((), dtype=torch.int64, device=key.device)
         shape = torch.Size(spec.observation_space.shape or ()) if config.normalize_obs else torch.Size()
         return ContinuousState(
             params=params,
             target=tree.copy(TensorDict({name: params[name] for name in targets})),
-            opt=TensorDict({name: optim.adam(0.0).init(tree.ravel(params[name])[0]) for name in losses.lrs}),
+            opt=TensorDict({name: adam(0.0).init(tree.ravel(params[name])[0]) for name in losses.lrs}),
             moments=normalize.init_moments(shape, key.device),
             hyper=numbers,
             key=key,
@@ -327,23 +326,29 @@ def make(
             """One gradient step of the parameters of a name, unless it is too early."""
             part = learner.params[name]
             gradient, info = common.gradient(loss, unravel[name], part, *args)
-            after = common.gradient_step(optim.adam(hyper[losses.lrs[name]]), part, learner.opt[name], gradient)
+            after = common.gradient_step(adam(hyper[losses.lrs[name]]), part, learner.opt[name], gradient)
             new, opt = tree.where(ready, after, (part, learner.opt[name]))
             return tree.replace(learner, params=_with(learner.params, name, new), opt=_with(learner.opt, name, opt)), info
 
         def critic_step(carry: tuple, key: Tensor) -> tuple[tuple, dict]:
             learner, filled = carry
-            sample_key, key = random.split(key)
+            sample_key, ahead_key, wanted_key, key = random.split(key, 4)
             drawn, it = sample(filled, sample_key)
-            wanted = losses.returns(_all(unravel, learner.params), _all(unravel, learner.target), it, key, hyper).detach()
+            params, target = _all(unravel, learner.params), _all(unravel, learner.target)
+            action, cost = losses.ahead(params, target, it, ahead_key, hyper)
 
-            def loss(critics: TensorDict) -> tuple[Tensor, tuple[TensorDict, Tensor]]:
-                q = values(model, critics, it.obs, it.action)
-                errors = wanted - q
-                total = (drawn.weights * errors**2).mean(-1).sum()
-                return total, (TensorDict(critic_loss=total, q=q.mean(), td_error=errors.abs().mean()), errors.abs().mean(0))
+            def loss(critics: TensorDict) -> tuple[Tensor, tuple[TensorDict, Tensor, dict[str, Tensor]]]:
+                out, next_out, kept = model.critics.both(critics, params, target, it, action, key)
+                wanted = head.wanted(next_out, it.reward, it.discount, cost, wanted_key).detach()
+                each, errors = head.loss(out, wanted)
+                total, size = (drawn.weights * each).mean(-1).sum(), errors.abs()
+                info = TensorDict(critic_loss=total, q=head.values(out).mean(), td_error=size.mean())
+                return total, (info, size.mean(0), kept)
 
-            learner, (info, errors) = step(learner, "critics", loss)
+            learner, (info, errors, kept) = step(learner, "critics", loss)
+            for name, x in kept.items():
+                new = torch.where(ready, x.flatten(), learner.params[name])
+                learner = tree.replace(learner, params=_with(learner.params, name, new))
             updates = learner.updates + ready
             due = ready & (updates % config.target_every == 0)
             learner = tree.replace(learner, target=_towards(learner, due * hyper["tau"]), updates=updates)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from purerl import config as cfg
 from purerl.algos import continuous as ac
-from purerl.algos import fields
+from purerl.algos import ensembles, fields
 from purerl.base import Algorithm, EnvSpec
 from purerl.replay import Transitions
 
@@ -27,9 +27,9 @@ class DDPGConfig:
     learning_starts: int = fields.learning_starts(25_000)
     actor_lr: float = fields.actor_lr(3e-4)
     critic_lr: float = fields.critic_lr(3e-4)
+    adam_b1: float = fields.adam_b1(0.9)
     gamma: float = fields.gamma(0.99)
     n_step: int = fields.n_step(1)
-    n_critics: int = fields.n_critics(1)
     tau: float = fields.tau(0.005)
     target_every: int = fields.target_every(2)
     policy_every: int = fields.policy_every(2)
@@ -42,8 +42,11 @@ class DDPGConfig:
     normalize_obs: bool = fields.normalize_obs(False)
     total_steps: int = fields.total_steps(1_000_000)
     hidden: tuple[int, ...] = fields.hidden((256, 256))
+    critic_hidden: tuple[int, ...] = fields.critic_hidden(())
     activation: str = fields.activation("relu")
     norm: str = fields.norm("none")
+    dropout: float = fields.dropout(0.0)
+    batch_norm: bool = fields.batch_norm(False)
     frames: int = fields.frames(0)
     init: str = fields.init("torch")
 
@@ -72,23 +75,22 @@ def make_ddpg(
             small, or steps that do not divide into gradient steps.
     """
     config = cfg.given(config, default_config, spec)
-    model = ac.make_model(spec, config, False, actor, critic)
+    model = ac.make_model(spec, config, ensembles.number(1), 1, False, actor, critic)
 
-    def returns(params: TensorDict, target: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> Tensor:
-        """The reward and the value of what the policy does next, by the targets (eq. 5)."""
-        action = torch.tanh(ac.policy(model, target["actor"], it.next_obs))
-        return it.reward + it.discount * ac.values(model, target["critics"], it.next_obs, action).mean(0)
+    def ahead(params: TensorDict, target: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, Tensor]:
+        """What the target policy does (eq. 5)."""
+        return torch.tanh(ac.policy(model, target["actor"], it.next_obs)), torch.zeros_like(it.reward)
 
     return ac.make(
         spec,
         config,
         model,
         ac.Losses(
-            returns=returns,
+            ahead=ahead,
             steps={"actor": ac.deterministic_policy_loss(model)},
             lrs={"actor": "actor_lr", "critics": "critic_lr"},
         ),
         explore=ac.explore_around,
         best=torch.tanh,
-        targets=("actor", "critics"),
+        targets=("actor", *model.critics.targets),
     )

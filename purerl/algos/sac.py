@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from purerl import config as cfg
 from purerl import distributions, random
 from purerl.algos import continuous as ac
-from purerl.algos import fields
+from purerl.algos import ensembles, fields
 from purerl.base import Algorithm, EnvSpec
 from purerl.replay import Transitions
 
@@ -28,10 +28,14 @@ class SACConfig:
     learning_starts: int = fields.learning_starts(5_000)
     actor_lr: float = fields.actor_lr(3e-4)
     critic_lr: float = fields.critic_lr(1e-3)
+    adam_b1: float = fields.adam_b1(0.9)
     gamma: float = fields.gamma(0.99)
     n_step: int = fields.n_step(1)
     n_critics: int = fields.n_critics(2)
     subset: int = fields.subset(2)
+    n_quantiles: int = fields.n_quantiles(0)
+    n_dropped: int = fields.n_dropped(2)
+    belief: str = fields.belief("least")
     tau: float = fields.tau(0.005)
     target_every: int = fields.target_every(1)
     policy_every: int = fields.policy_every(2)
@@ -45,14 +49,18 @@ class SACConfig:
     normalize_obs: bool = fields.normalize_obs(False)
     total_steps: int = fields.total_steps(1_000_000)
     hidden: tuple[int, ...] = fields.hidden((256, 256))
+    critic_hidden: tuple[int, ...] = fields.critic_hidden(())
     activation: str = fields.activation("relu")
     norm: str = fields.norm("none")
+    dropout: float = fields.dropout(0.0)
+    batch_norm: bool = fields.batch_norm(False)
     frames: int = fields.frames(0)
     init: str = fields.init("torch")
 
     def __post_init__(self) -> None:
         cfg.check(self)
-        ac.check_subset(self)
+        ensembles.check_subset(self)
+        ensembles.check_quantiles(self)
 
 
 def default_config(spec: EnvSpec) -> SACConfig:
@@ -69,28 +77,28 @@ def make_sac(
         spec: the environment's.
         config: what shapes the program, and the start values of `state.hyper`; `default_config(spec)` when omitted.
         actor: your own module `forward(obs [N, ...]) -> [N, 2 n]`, means and logarithms of deviations before the squash.
-        critic: your own module `forward(x) -> [N, 1]`, where `x` holds `obs` `[N, ...]` and `action` `[N, n]` in [-1, 1].
+        critic: your own module `forward(x) -> [N, 1]`, where `x` holds `obs` `[N, ...]` and `action` `[N, n]` in [-1, 1];
+            or `[N, n_quantiles]`.
 
     Raises:
         ValueError: an action space that is no box with bounds, a network that returns something else, a replay that is too
             small, or steps that do not divide into gradient steps.
     """
     config = cfg.given(config, default_config, spec)
-    model = ac.make_model(spec, config, True, actor, critic)
+    model = ac.make_model(spec, config, ensembles.head(config), config.n_critics, True, actor, critic)
     n = model.bounds.half.numel()
     dist = distributions.tanh_gaussian(-torch.ones(n), torch.ones(n))
 
-    def returns(params: TensorDict, target: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> Tensor:
-        """The reward and the soft value of what comes next (eq. 3 and 4), of the least of the critics (Fujimoto et al. 2018)."""
-        noise_key, subset_key = random.split(key)
-        action, log_prob = dist.sample_and_log_prob(ac.policy(model, params["actor"], it.next_obs), _noise(noise_key, it, n))
-        q = ac.least(ac.values(model, target["critics"], it.next_obs, action), config.subset, subset_key)
-        return it.reward + it.discount * (q - temperature(params, hyper) * log_prob)
+    def ahead(params: TensorDict, target: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, Tensor]:
+        """The policy's action and, as what makes a soft value of its value, what its probability costs (eq. 3)."""
+        action, log_prob = dist.sample_and_log_prob(ac.policy(model, params["actor"], it.next_obs), _noise(key, it, n))
+        return action, temperature(params, hyper) * log_prob
 
     def policy_loss(actor: TensorDict, params: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, TensorDict]:
         """Eq. 7 of "Soft Actor-Critic Algorithms and Applications": as much value and entropy as can be had."""
-        action, log_prob = dist.sample_and_log_prob(ac.policy(model, actor, it.obs), _noise(key, it, n))
-        q = ac.believed(ac.values(model, params["critics"], it.obs, action), config.subset)
+        noise_key, key = random.split(key)
+        action, log_prob = dist.sample_and_log_prob(ac.policy(model, actor, it.obs), _noise(noise_key, it, n))
+        q = model.critics.head.believe(model.critics.at(params, it.obs, action, key))
         loss = (temperature(params, hyper) * log_prob - q).mean()
         return loss, TensorDict(actor_loss=loss, entropy=-log_prob.mean())
 
@@ -111,13 +119,13 @@ def make_sac(
         config,
         model,
         ac.Losses(
-            returns=returns,
+            ahead=ahead,
             steps={"actor": policy_loss, **learnt},
             lrs={"actor": "actor_lr", "critics": "critic_lr", **dict.fromkeys(learnt, "critic_lr")},
         ),
         explore=lambda params, normal, size: dist.sample(params, normal),
         best=dist.mode,
-        targets=("critics",),
+        targets=model.critics.targets,
         extra={name: lambda hyper: hyper["temperature"].log() for name in learnt},
     )
 

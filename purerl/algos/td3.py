@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from purerl import config as cfg
 from purerl import random
 from purerl.algos import continuous as ac
-from purerl.algos import fields
+from purerl.algos import ensembles, fields
 from purerl.base import Algorithm, EnvSpec
 from purerl.replay import Transitions
 
@@ -28,6 +28,7 @@ class TD3Config:
     learning_starts: int = fields.learning_starts(25_000)
     actor_lr: float = fields.actor_lr(3e-4)
     critic_lr: float = fields.critic_lr(3e-4)
+    adam_b1: float = fields.adam_b1(0.9)
     gamma: float = fields.gamma(0.99)
     n_step: int = fields.n_step(1)
     n_critics: int = fields.n_critics(2)
@@ -46,14 +47,17 @@ class TD3Config:
     normalize_obs: bool = fields.normalize_obs(False)
     total_steps: int = fields.total_steps(1_000_000)
     hidden: tuple[int, ...] = fields.hidden((256, 256))
+    critic_hidden: tuple[int, ...] = fields.critic_hidden(())
     activation: str = fields.activation("relu")
     norm: str = fields.norm("none")
+    dropout: float = fields.dropout(0.0)
+    batch_norm: bool = fields.batch_norm(False)
     frames: int = fields.frames(0)
     init: str = fields.init("torch")
 
     def __post_init__(self) -> None:
         cfg.check(self)
-        ac.check_subset(self)
+        ensembles.check_subset(self)
 
 
 def default_config(spec: EnvSpec) -> TD3Config:
@@ -77,27 +81,25 @@ def make_td3(
             small, or steps that do not divide into gradient steps.
     """
     config = cfg.given(config, default_config, spec)
-    model = ac.make_model(spec, config, False, actor, critic)
+    model = ac.make_model(spec, config, ensembles.number(config.subset), config.n_critics, False, actor, critic)
 
-    def returns(params: TensorDict, target: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> Tensor:
-        """The reward and the value of what comes next, of the least of the critics and of actions near the policy's (eq. 14)."""
-        noise_key, subset_key = random.split(key)
+    def ahead(params: TensorDict, target: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, Tensor]:
+        """An action near the target policy's (eq. 14)."""
         action = torch.tanh(ac.policy(model, target["actor"], it.next_obs))
-        noise = hyper["target_noise"] * random.normal(noise_key, tuple(action.shape))
+        noise = hyper["target_noise"] * random.normal(key, tuple(action.shape))
         noise = torch.minimum(torch.maximum(noise, -hyper["target_clip"]), hyper["target_clip"])
-        q = ac.values(model, target["critics"], it.next_obs, (action + noise).clamp(-1.0, 1.0))
-        return it.reward + it.discount * ac.least(q, config.subset, subset_key)
+        return (action + noise).clamp(-1.0, 1.0), torch.zeros_like(it.reward)
 
     return ac.make(
         spec,
         config,
         model,
         ac.Losses(
-            returns=returns,
+            ahead=ahead,
             steps={"actor": ac.deterministic_policy_loss(model)},
             lrs={"actor": "actor_lr", "critics": "critic_lr"},
         ),
         explore=ac.explore_around,
         best=torch.tanh,
-        targets=("actor", "critics"),
+        targets=("actor", *model.critics.targets),
     )

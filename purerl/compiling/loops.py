@@ -112,7 +112,7 @@ def _emit(f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated:
     carry = [*carry, *_starts(body, n, results[n:kept])]
     name = f"loop_{sum(isinstance(part, torch.fx.GraphModule) for part in tracer.root.children())}"
     tracer.root.register_module(name, body)
-    operands = (body, [x.contiguous() for x in carry], list(xs), tuple(closed_over))
+    operands = (body, [_row_major(x) for x in carry], list(xs), tuple(closed_over))
     proxies = pytree.tree_map_only((Tensor, torch.fx.GraphModule), tracer.unwrap_proxy, operands)
     proxy = tracer.create_proxy("call_function", scan_op, proxies, {}, name="scan")
     proxy.node.meta["in_place"] = in_place
@@ -120,6 +120,12 @@ def _emit(f: Callable, carry: Sequence[Tensor], xs: Sequence[Tensor], n_donated:
     with disable_proxy_modes_tracing():
         outs = [torch.empty_like(x) for x in results[:kept]] + [x.new_empty((length, *x.shape)) for x in results[kept:]]
     return list(track_tensor_tree(outs, proxy, constant=None, tracer=tracer))[:n_results]
+
+
+def _row_major(x: Tensor) -> Tensor:
+    """A tensor with the strides that a new one has: `contiguous` leaves those of axes with one element as slices have them."""
+    x = x.contiguous()
+    return x if x.stride() == torch.empty(x.shape, device="meta").stride() else x.flatten().reshape(x.shape)
 
 
 def _starts(body: torch.fx.GraphModule, n: int, more: Sequence[Tensor]) -> list[Tensor]:

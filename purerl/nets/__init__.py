@@ -1,6 +1,6 @@
 """Networks: ordinary modules, with their parameters and their memory outside."""
 
-from purerl.nets.critics import LOG_STD, PairValues, PolicyParameters
+from purerl.nets.critics import LOG_STD, BatchNormalizedPairs, PairValues, PolicyParameters
 from purerl.nets.init import SCHEMES, apply, blank, init, kaiming_uniform, orthogonal, parameters
 from purerl.nets.modules import (
     ACTIVATIONS,
@@ -33,6 +33,7 @@ __all__ = [
     "SCHEMES",
     "ActionValues",
     "ActorCritic",
+    "BatchNormalizedPairs",
     "Convolutions",
     "Flatten",
     "GaussianHead",

@@ -7,11 +7,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import assert_trees_equal
+from conftest import CONTINUOUS, assert_trees_equal
+from tensordict import TensorDict
 
 from purerl import SpentError, algos, compile, distributions, envs, fuse, nets, random, tree, vmap
 from purerl.algos import continuous as ac
-from purerl.base import Env, EnvSpec
+from purerl.algos import ensembles
+from purerl.base import Batch, Env, EnvSpec
+from purerl.replay import Transitions
 from purerl.rollout import rollout
 from purerl.spaces import blank_inputs
 
@@ -20,7 +23,9 @@ VARIANTS = {
     "ddpg": {},
     "td3": {"target_noise": 0.1},
     "sac": {"temperature": 0.02, "learn_temperature": False},
-    "sac options": {**OPTIONS, "target_entropy": -4.0, "temperature": 0.02},
+    "sac options": {**OPTIONS, "target_entropy": -4.0, "temperature": 0.02, "belief": "mean", "dropout": 0.01},
+    "sac joint": {"temperature": 0.02, "learn_temperature": False, "batch_norm": True, "critic_hidden": (64, 64), "adam_b1": 0.5},
+    "sac quantiles": {"temperature": 0.02, "learn_temperature": False, "n_quantiles": 5, "n_dropped": 1},
 }
 SMALL = {
     "n_envs": 8,
@@ -95,6 +100,16 @@ def test_compiled_lanes_are_the_lone_runs_and_reach_known_values(variant):
         check(algo, env, tree.index(learnt.algo, i))
 
 
+def model_of(algo):
+    config = algo.config
+    match config:
+        case algos.SACConfig():
+            return ac.make_model(algo.spec, config, ensembles.head(config), config.n_critics, True)
+        case algos.TD3Config():
+            return ac.make_model(algo.spec, config, ensembles.number(config.subset), config.n_critics, False)
+    return ac.make_model(algo.spec, config, ensembles.number(1), 1, False)
+
+
 def check(algo, env, state):
     targets = torch.tensor([1.2, 2.0, 2.8])
     for kind, value in ((1.0, 1.0), (0.0, 5.0)):
@@ -103,9 +118,10 @@ def check(algo, env, state):
         action, _ = algo.mode(algo.acting(state), inputs, algo.carry(3))
         torch.testing.assert_close(action[:, 0], targets, rtol=0, atol=0.2)
         name = type(algo.config).__name__.removesuffix("Config").lower()
-        model = ac.make_model(env.spec, algo.config, name == "sac")
+        model = model_of(algo)
         seen = model.see(state.moments, obs)
-        found = ac.values(model, state.params["critics"], seen, model.bounds.inward(action))
+        critics = model.critics
+        found = critics.head.values(critics.at(state.params, seen, model.bounds.inward(action), random.key(0)))
         entropy = 0.2 if name == "sac" else 0.0  # a soft value holds the entropy's too
         torch.testing.assert_close(found.mean(0), torch.full((3,), value), rtol=0, atol=0.15 * value + entropy * value)
 
@@ -124,16 +140,16 @@ def _first_update(name, **config):
     filled = memory.add(state.replay, batch, torch.tensor(0.0))
     critic_key, policy_key = random.split(random.split(state.key)[1])
     gamma = state.hyper["gamma"]
-    model = ac.make_model(env.spec, algo.config, name == "sac")
+    model = model_of(algo)
 
     def drawn(key, n_uses):
         sample_key, *keys = random.split(key, 1 + n_uses)
         it = memory.sample(filled, sample_key, 16, gamma, gamma).transitions
         return it.replace(action=model.bounds.inward(it.action)), keys
 
-    it, (critic_key,) = drawn(random.split(critic_key, 1)[0], 1)
+    it, (ahead_key, *_) = drawn(random.split(critic_key, 1)[0], 3)
     policy_it, policy_keys = drawn(random.split(policy_key, 1)[0], len(state.params.keys()) - 1)
-    return algo, state, after.algo, (it, critic_key), (policy_it, policy_keys)
+    return algo, state, after.algo, (it, ahead_key), (policy_it, policy_keys)
 
 
 def _modules(params):
@@ -190,12 +206,14 @@ def test_a_sac_update_follows_a_plain_loop(temperature):
     dist = distributions.tanh_gaussian(-torch.ones(1), torch.ones(1))
     critics, actor = _parts(before.params["critics"], 2), _modules(before.params["actor"])
 
-    noise = random.normal(random.split(key)[0], (16, 1))
+    noise = random.normal(key, (16, 1))
     action, log_prob = dist.sample_and_log_prob(_policy(actor, it.next_obs, True), noise)
     q = _q(_parts(before.target["critics"], 2), it.next_obs, action).amin(0)
     _check_critics(config, critics, it, it.reward + it.discount * (q - alpha * log_prob), before, after)
 
-    action, log_prob = dist.sample_and_log_prob(_policy(actor, policy_it.obs, True), random.normal(keys[0], (16, 1)))
+    action, log_prob = dist.sample_and_log_prob(
+        _policy(actor, policy_it.obs, True), random.normal(random.split(keys[0])[0], (16, 1))
+    )
     (alpha * log_prob - _q(critics, policy_it.obs, action).amin(0)).mean().backward()
     _check_step(actor[0], config.actor_lr, after.params["actor"])
     if temperature:
@@ -210,10 +228,11 @@ def test_a_sac_update_follows_a_plain_loop(temperature):
 def test_a_deterministic_update_follows_a_plain_loop(name):
     algo, before, after, (it, key), (policy_it, _) = _first_update(name)
     config = algo.config
-    critics, actor = _parts(before.params["critics"], config.n_critics), _modules(before.params["actor"])
-    targets, action = _parts(before.target["critics"], config.n_critics), torch.tanh(_policy(actor, it.next_obs, False))
+    n_critics = 2 if name == "td3" else 1
+    critics, actor = _parts(before.params["critics"], n_critics), _modules(before.params["actor"])
+    targets, action = _parts(before.target["critics"], n_critics), torch.tanh(_policy(actor, it.next_obs, False))
     if name == "td3":
-        noise = config.target_noise * random.normal(random.split(key)[0], (16, 1))
+        noise = config.target_noise * random.normal(key, (16, 1))
         action = (action + noise.clamp(-config.target_clip, config.target_clip)).clamp(-1, 1)
     wanted = it.reward + it.discount * _q(targets, it.next_obs, action).amin(0)
     _check_critics(config, critics, it, wanted, before, after)
@@ -242,12 +261,86 @@ def test_log_probabilities_of_a_squashed_gaussian_integrate_to_one():
 
 def test_a_subset_of_critics_is_drawn_and_its_least_believed():
     q = torch.arange(12.0).reshape(4, 3)
-    assert torch.equal(ac.least(q, 4, random.key(0)), q[0])
-    found = torch.stack([ac.least(q, 2, key)[0] for key in random.split(random.key(0), 300)])
+    assert torch.equal(ensembles.least(q, 4, random.key(0)), q[0])
+    found = torch.stack([ensembles.least(q, 2, key)[0] for key in random.split(random.key(0), 300)])
     counts = [(found == value).float().mean().item() for value in q[:, 0]]
     assert counts == pytest.approx([1 / 2, 1 / 3, 1 / 6, 0], abs=0.08)  # the least of two of four
-    assert torch.equal(ac.believed(q, 2), q.mean(0))
-    assert torch.equal(ac.believed(q, 4), q[0])
+    assert torch.equal(ensembles.number(2, "mean").believe(q[..., None]), q.mean(0))
+    assert torch.equal(ensembles.number(2).believe(q[..., None]), q[0])
+
+
+def test_truncated_quantiles_by_hand():
+    """Two critics with three quantiles of one pair each: the two highest of the six are dropped."""
+    head = ensembles.truncated_quantiles(3, 1)
+    next_out = torch.tensor([[[1.0, 5.0, 3.0]], [[9.0, 2.0, 4.0]]])
+    one, half = torch.ones(1), torch.full((1,), 0.5)
+    wanted = head.wanted(next_out, one, half, 2 * one, random.key(0))
+    assert torch.equal(wanted, torch.tensor([[0.5, 1.0, 1.5, 2.0]]))  # 1 + 0.5 * (z - 2)
+    assert torch.equal(head.values(next_out), torch.tensor([[3.0], [5.0]]))
+    assert head.believe(next_out).tolist() == [4.0]
+    out = torch.tensor([[[0.5, 1.5, 3.0]], [[1.25, 1.25, 1.25]]])
+    loss, error = head.loss(out, wanted)
+    each = [
+        sum(abs(level - (z < q)) * (0.5 * (z - q) ** 2 if abs(z - q) <= 1 else abs(z - q) - 0.5) for z in wanted[0].tolist()) / 4
+        for row in out[:, 0].tolist()
+        for q, level in zip(row, (1 / 6, 3 / 6, 5 / 6), strict=True)
+    ]
+    torch.testing.assert_close(loss[:, 0], torch.tensor([sum(each[:3]) / 3, sum(each[3:]) / 3]))
+    torch.testing.assert_close(error[:, 0], 1.25 - out[:, 0].mean(-1))
+
+
+def test_both_ends_of_transitions_are_normalised_as_one_batch():
+    """As torch's own functions do it, layer by layer; gradients go through the moments of both ends; and a policy sees the running
+    moments, of which one in a hundred is new."""
+    with torch.device("meta"):
+        module = nets.BatchNormalizedPairs(BOX, 2, (5, 3), "relu")
+    critics = ensembles.together(module, nets.SCHEMES["torch"], 2, ensembles.number(2), 0.99)
+    assert critics.targets == ()
+    params = TensorDict(critics=critics.init(random.key(0)), **critics.kept)
+    x = random.normal(random.key(1), (2, 7, 4))
+    obs, action = x.split(2, -1)
+    it = Transitions(obs=obs[0], action=action[0], reward=x[0, :, 0], discount=x[0, :, 0], next_obs=obs[1])
+    out, next_out, kept = critics.both(params["critics"], params, TensorDict(), it, action[1], random.key(2))
+
+    def plain(params, features, statistics=None):
+        for i in range(3):
+            given = (None, None, True) if statistics is None else (*statistics[i], False)
+            found.append(torch.stack([features.mean(0), features.var(0, unbiased=False)]))
+            weight, bias = params[f"norms.{i}.weight"], params[f"norms.{i}.bias"]
+            features = torch.nn.functional.batch_norm(features, *given[:2], weight, bias, given[2], eps=1e-3)
+            layer = "out" if i == 2 else f"hidden.{i}"
+            features = features @ params[f"{layer}.weight"].mT + params[f"{layer}.bias"]
+            features = features if i == 2 else torch.relu(features)
+        return features
+
+    for k in (0, 1):
+        lone, found = tree.index(params["critics"], k), []
+        expected = plain(lone, x.flatten(0, 1))
+        torch.testing.assert_close(torch.cat([out[k], next_out[k]]), expected)
+        old = params["statistics"][k]
+        torch.testing.assert_close(kept["statistics"][k], 0.99 * old + 0.01 * torch.cat(found, -1))
+        its = kept["statistics"][k].split([4, 5, 3], -1)
+        seen = critics.at(params.replace(statistics=kept["statistics"]), obs[0], action[0], random.key(3))
+        torch.testing.assert_close(seen[k], plain(lone, x[0], its))
+
+    def now(next_obs):
+        return critics.both(params["critics"], params, TensorDict(), it.replace(next_obs=next_obs), action[1], random.key(2))[
+            0
+        ].sum()
+
+    assert torch.func.grad(now)(obs[1]).abs().sum() > 0
+
+
+def test_dropout_drops_a_part_and_keeps_the_mean():
+    with torch.device("meta"):
+        module = nets.PairValues(BOX, 2, (4000,), "relu", dropout=0.25)
+    params = nets.init(module, random.key(0))
+    params["out.weight"] = torch.ones_like(params["out.weight"])
+    x = TensorDict(obs=torch.ones(1, 2), action=torch.ones(1, 2), noise=torch.ones(1, 4000))
+    kept = nets.apply(module, params, x)
+    found = nets.apply(module, params, x.replace(noise=random.uniform(random.key(1), (1, 4000))))
+    assert found.item() == pytest.approx(0.75 * kept.item(), rel=0.05)
+    assert found.item() != kept.item()
 
 
 def test_actions_are_random_at_first_then_noisy_and_without_noise_in_evaluation():
@@ -272,7 +365,7 @@ def test_actions_are_random_at_first_then_noisy_and_without_noise_in_evaluation(
 BOX = gym.spaces.Box(-1.0, 1.0, (2,))
 
 
-@pytest.mark.parametrize("name", ["ddpg", "td3", "sac"])
+@pytest.mark.parametrize("name", CONTINUOUS)
 @pytest.mark.parametrize(
     ("space", "message"),
     [
@@ -289,6 +382,9 @@ def test_bad_spaces(name, space, message):
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
+        ("sac", {"n_quantiles": 3, "n_dropped": 3}, "SACConfig.n_dropped = 3 is not less than n_quantiles = 3"),
+        ("crossq", {"norm": "layer"}, "SACConfig.norm = 'layer' is not for critics with batch_norm, only 'none' is"),
+        ("sac", {"dropout": 1.0}, "SACConfig.dropout = 1.0 is not a number between 0.0 and 0.99"),
         ("sac", {"subset": 3}, "SACConfig.subset = 3 is more than n_critics = 2"),
         ("td3", {"subset": 0}, "TD3Config.subset = 0 is not an integer at least 1"),
         ("sac", {"utd": 0.3}, r"SACConfig: utd \* n_envs \* n_steps = 0.3 \* 1 \* 4 .* no multiple of policy_every = 2"),
@@ -327,3 +423,18 @@ def test_networks_of_ones_own():
         algos.make_sac(env.spec, config, torch.nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"net: the values of 2 observations has shape \[2, 4\]"):
         algos.make_sac(env.spec, config, None, Critic(4))
+
+
+def test_one_lane_of_one_environment_compiles():
+    """Slices of a batch along axes of one element have strides that a new tensor has not."""
+    algo = make("ddpg", _probe().spec, n_envs=1, learning_starts=4, hidden=(4,), utd=0.5, batch_size=4)
+    blank = tree.map(lambda x: x.expand(4, *x.shape).clone(), blank_inputs(algo.spec, 1))
+    zeros = torch.zeros(4, 1)
+    flags = {"terminated": zeros.bool(), "truncated": zeros.bool(), "valid": ~zeros.bool()}
+    empty = {name: TensorDict() for name in ("extras", "carry", "episode")}
+    batch = Batch(inputs=blank, action=zeros[..., None], reward=zeros, last=tree.index(blank, -1), **flags, **empty)
+    batch = tree.map(lambda x: x.expand(1, *x.shape).clone(), batch)
+    start = vmap(algo.init)(random.split(random.key(0), 1))
+    state, _ = compile(vmap(algo.update))(tree.map(torch.clone, start), batch)
+    expected, _ = vmap(algo.update)(start, batch)
+    assert_trees_equal(state.params, expected.params, rtol=1e-4, atol=1e-5)

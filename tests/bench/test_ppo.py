@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from bench.contest import Contest, Side, Stretch, by_turns, repeated
+from bench.rivals import installed, rival
 from bench.trainings import training
 
 from purerl import PPOConfig, compile, envs, fuse, make_ppo, random, samplers, tree, vmap
@@ -81,6 +82,17 @@ def cartpole(seeds: int, rounds: int) -> Iterator[Mapping[str, Side]]:
 
 
 @contextmanager
+def beside_rejax(seeds: int, rounds: int) -> Iterator[Mapping[str, Side]]:
+    """A turn of rejax is a whole training of as many steps."""
+    n = UPDATES[seeds] * BATCH
+    with (
+        training("ppo", {}, seeds, n, max(rounds, 15) + 2) as side,
+        rival("jax", "rejax_train.py", "ppo", "CartPole-v1", seeds, 2 * n) as rejax,
+    ):
+        yield {"purerl": side, "rejax": rejax}
+
+
+@contextmanager
 def half_cheetah(rounds: int) -> Iterator[Mapping[str, Side]]:
     host = envs.make("HalfCheetah-v5")
     config = PPOConfig(n_envs=8, n_steps=256, epochs=10, n_minibatches=32, normalize_obs=True, normalize_reward=True)
@@ -133,6 +145,17 @@ def pong(rounds: int) -> Iterator[Mapping[str, Side]]:
             peers=("SB3",),
             floors={"purerl": lambda seconds: seconds["matrix products"]},
         )
+        for seeds in UPDATES
+    ),
+    *(
+        Contest(
+            name=f"cartpole-rejax-{seeds}",
+            title=f"PPO CartPole-v1, {seeds} seeds, as above",
+            sides=("purerl", peer),
+            open=partial(beside_rejax, seeds),
+            peers=(peer,),
+        )
+        for peer in installed(rejax="jax")
         for seeds in UPDATES
     ),
     Contest(

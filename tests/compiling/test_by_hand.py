@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import assert_trees_equal
+from conftest import CONTINUOUS, assert_trees_equal
 
 from purerl import algos, envs, fuse, random, tree, vmap
 
@@ -24,6 +24,10 @@ CONFIGS = {
     "ddpg": {**CRITICS, "policy_every": 4},
     "td3": {**CRITICS, "policy_every": 4},
     "sac": {**CRITICS, "policy_every": 4},
+    "redq": {**CRITICS, "policy_every": 4, "n_critics": 3},
+    "droq": {**CRITICS, "policy_every": 4},
+    "tqc": {**CRITICS, "policy_every": 4, "n_quantiles": 5},
+    "crossq": {**CRITICS, "policy_every": 4, "critic_hidden": (8, 8)},
 }
 
 
@@ -34,7 +38,7 @@ def test_every_algorithm_is_here():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_torch_compile_takes_the_fused_step_as_it_is(name):
     """The lanes of eager steps; one compilation; a replay is copied, and the state before is as good as ever."""
-    env = envs.make("Pendulum-v1" if name in ("ddpg", "td3", "sac") else "CartPole-v1")
+    env = envs.make("Pendulum-v1" if name in CONTINUOUS else "CartPole-v1")
     algo = algos.make(name, env.spec, dataclasses.replace(algos.default_config(name, env.spec), **CONFIGS[name]))
     init, step = fuse(algo, env)
     start = vmap(init)(random.split(random.key(3), 2))

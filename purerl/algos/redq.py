@@ -1,0 +1,35 @@
+"""Randomized ensembled double Q-learning (Chen et al. 2021): SAC that learns from every step twenty times.
+
+Against SAC: ten critics, of which two, drawn anew for every gradient step, make the targets; the policy raises the mean of all
+ten; twenty gradient steps of the critics for each environment step and each step of the policy; one learning rate for all.
+"""
+
+from torch import nn
+
+from purerl import config as cfg
+from purerl.algos import continuous as ac
+from purerl.algos.sac import SACConfig, make_sac
+from purerl.base import Algorithm, EnvSpec
+
+
+def default_config(spec: EnvSpec) -> SACConfig:
+    """The paper's settings, or for classic control those of fewer steps."""
+    settings = {
+        "n_critics": 10,
+        "subset": 2,
+        "belief": "mean",
+        "utd": 20.0,
+        "n_steps": 1,
+        "policy_every": 20,
+        "policy_updates": 1,
+        "actor_lr": 3e-4,
+        "critic_lr": 3e-4,
+    }
+    return SACConfig(**{**settings, **ac.CLASSIC.get(spec.id, {})})
+
+
+def make_redq(
+    spec: EnvSpec, config: SACConfig | None = None, actor: nn.Module | None = None, critic: nn.Module | None = None
+) -> Algorithm:
+    """REDQ for boxes of actions: as `make_sac`, with another default config."""
+    return make_sac(spec, cfg.given(config, default_config, spec), actor, critic)

@@ -20,6 +20,7 @@ from purerl.algos.qrdqn import QRDQNConfig, make_qrdqn
 from purerl.algos.rainbow import RainbowConfig, make_rainbow
 from purerl.algos.redq import make_redq
 from purerl.algos.sac import SACConfig, make_sac
+from purerl.algos.sac_discrete import SACDiscreteConfig, make_sac_discrete
 from purerl.algos.td3 import TD3Config, make_td3
 from purerl.algos.tqc import make_tqc
 from purerl.base import Algorithm, EnvSpec
@@ -38,6 +39,7 @@ ALGORITHMS: dict[str, Maker] = {
     "rainbow": make_rainbow,
     "redq": make_redq,
     "sac": make_sac,
+    "sac_discrete": make_sac_discrete,
     "td3": make_td3,
     "tqc": make_tqc,
 }
@@ -150,6 +152,7 @@ __all__ = [
     "QRDQNConfig",
     "RainbowConfig",
     "SACConfig",
+    "SACDiscreteConfig",
     "TD3Config",
     "config_class",
     "default_config",
@@ -167,6 +170,7 @@ __all__ = [
     "make_rainbow",
     "make_redq",
     "make_sac",
+    "make_sac_discrete",
     "make_td3",
     "make_tqc",
 ]

@@ -83,21 +83,20 @@ class Learner(TensorClass):
     updates: Tensor
 
 
-class Bounds(NamedTuple):
-    """Those of the environment's actions, `[*action_shape]`."""
+class Actions(NamedTuple):
+    """A space of actions, as networks and environments have them.
 
-    centre: Tensor
-    half: Tensor
+    Attributes:
+        n: axes of a box; or how many discrete ones there are.
+        draw: `draw(key) -> (random, noise)`, one environment's: any action, as a policy gives it, and what `explore` takes.
+        outward: `outward(action [..., n]) -> action`, a policy's as the environment takes it, which the replay keeps.
+        inward: the inverse of `outward`.
+    """
 
-    def outward(self, action: Tensor) -> Tensor:
-        """Flat actions `[..., n]` in [-1, 1] in the environment's bounds and shape."""
-        shaped = action.reshape(*action.shape[:-1], *self.half.shape)
-        return self.centre.to(action.device) + self.half.to(action.device) * shaped
-
-    def inward(self, action: Tensor) -> Tensor:
-        """The inverse of `outward`."""
-        inner = (action - self.centre.to(action.device)) / self.half.to(action.device)
-        return inner.reshape(*action.shape[: action.ndim - self.half.ndim], -1)
+    n: int
+    draw: Callable[[Tensor], tuple[Tensor, Tensor]]
+    outward: Callable[[Tensor], Tensor]
+    inward: Callable[[Tensor], Tensor]
 
 
 class Model(NamedTuple):
@@ -106,18 +105,18 @@ class Model(NamedTuple):
     Attributes:
         actor: its output is `[T, B, P]`.
         critics: the ensemble.
-        bounds: of actions.
+        actions: the space of them.
         see: `see(moments, obs [M, ...])`, observations as the networks see them.
     """
 
     actor: nets.Network
     critics: Critics
-    bounds: Bounds
+    actions: Actions
     see: Callable[[Any, Any], Any]
 
 
-def make_bounds(spec: EnvSpec) -> Bounds:
-    """The bounds of a box of actions.
+def box_actions(spec: EnvSpec) -> Actions:
+    """Flat actions in [-1, 1] for those of a box.
 
     Raises:
         ValueError: the action space is no box of floats, or has no bounds.
@@ -129,7 +128,21 @@ def make_bounds(spec: EnvSpec) -> Bounds:
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all() and (space.low < space.high).all()):
         raise ValueError(f"action space: {space} has no bounds on some side; wrap it, as gymnasium.wrappers.RescaleAction does")
     low, high = (torch.tensor(x, dtype=torch.float32) for x in (space.low, space.high))
-    return Bounds((high + low) / 2, (high - low) / 2)
+    centre, half, n = (high + low) / 2, (high - low) / 2, low.numel()
+
+    def draw(key: Tensor) -> tuple[Tensor, Tensor]:
+        keys = random.split(key)
+        return random.uniform(keys[1], (n,), -1.0, 1.0), random.normal(keys[0], (n,))
+
+    def outward(action: Tensor) -> Tensor:
+        shaped = action.reshape(*action.shape[:-1], *half.shape)
+        return centre.to(action.device) + half.to(action.device) * shaped
+
+    def inward(action: Tensor) -> Tensor:
+        inner = (action - centre.to(action.device)) / half.to(action.device)
+        return inner.reshape(*action.shape[: action.ndim - half.ndim], -1)
+
+    return Actions(n, draw, outward, inward)
 
 
 def make_model(
@@ -144,13 +157,13 @@ def make_model(
     """The config's networks, or the user's.
 
     Raises:
-        ValueError: as `make_bounds`; a network returns something else; or observations are to be standardized and are no box
+        ValueError: as `box_actions`; a network returns something else; or observations are to be standardized and are no box
             of floats.
     """
-    bounds, space = make_bounds(spec), spec.observation_space
+    actions, space = box_actions(spec), spec.observation_space
     if config.normalize_obs and not nets.is_vector(space):
         raise ValueError(f"normalize_obs = True needs a Box of floats as observation space, not {space}")
-    n, norm = bounds.half.numel(), nets.NORMS[config.norm]
+    n, norm = actions.n, nets.NORMS[config.norm]
     n_params = 2 * n if deviations else n
     hidden = config.critic_hidden or config.hidden
     with torch.device("meta"):
@@ -175,7 +188,7 @@ def make_model(
     return Model(
         actor=nets.as_network(own_actor if actor is None else actor, scheme, check("action parameters", n_params), inputs),
         critics=critics(),
-        bounds=bounds,
+        actions=actions,
         see=normalize.standardize if config.normalize_obs else lambda moments, obs: obs,
     )
 
@@ -196,25 +209,25 @@ def policy(model: Model, params: TensorDict, obs: Any) -> Tensor:
     return out
 
 
-def draw(n: int, key: Tensor) -> TensorDict:
-    """One environment's randomness: `[n]` standard normal, and `[n]` uniform for a random action."""
-    keys = random.split(key)
-    return TensorDict(normal=random.normal(keys[0], (n,)), uniform=random.uniform(keys[1], (n,), -1.0, 1.0))
+def draw(model: Model, key: Tensor) -> TensorDict:
+    """One environment's randomness."""
+    action, noise = model.actions.draw(key)
+    return TensorDict(action=action, noise=noise)
 
 
 def act(
     model: Model, explore: Callable, acting: Acting, inputs: Inputs, carry: TensorDict, noise: TensorDict
 ) -> tuple[Tensor, TensorDict, TensorDict]:
-    """`explore(params [B, P], normal [B, n], size []) -> [B, n]`, or while there is nothing learnt a random action."""
+    """`explore(params [B, P], noise [B, ...], size []) -> [B, ...]`, or while there is nothing learnt a random action."""
     out, _ = nets.step(model.actor, acting.params, tree.replace(inputs, obs=model.see(acting.moments, inputs.obs)), TensorDict())
-    action = torch.where(acting.random, noise["uniform"], explore(out, noise["normal"], acting.noise))
-    return model.bounds.outward(action), TensorDict(), carry
+    action = torch.where(acting.random, noise["action"], explore(out, noise["noise"], acting.noise))
+    return model.actions.outward(action), TensorDict(), carry
 
 
 def mode(model: Model, best: Callable, acting: Acting, inputs: Inputs, carry: TensorDict) -> tuple[Tensor, TensorDict]:
-    """`best(params [B, P]) -> [B, n]`."""
+    """`best(params [B, P]) -> [B, ...]`."""
     out, _ = nets.step(model.actor, acting.params, tree.replace(inputs, obs=model.see(acting.moments, inputs.obs)), TensorDict())
-    return model.bounds.outward(best(out)), carry
+    return model.actions.outward(best(out)), carry
 
 
 def exploration_noise(hyper: Mapping[str, Tensor], progress: Tensor) -> Tensor:
@@ -319,7 +332,7 @@ def make(
                 it,
                 obs=model.see(moments, it.obs),
                 next_obs=model.see(moments, it.next_obs),
-                action=model.bounds.inward(it.action),
+                action=model.actions.inward(it.action),
             )
 
         def step(learner: Learner, name: str, loss: Callable, *args: Any) -> tuple[Learner, Any]:
@@ -406,7 +419,7 @@ def make(
         act=partial(act, model, explore),
         update=update,
         mode=partial(mode, model, best),
-        draw=partial(draw, model.bounds.half.numel()),
+        draw=partial(draw, model),
         acting=acting,
         forget=lambda state: tree.replace(state, replay=memory.init(state.key.device)),
         replay=lambda state: state.replay,

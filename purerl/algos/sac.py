@@ -86,7 +86,7 @@ def make_sac(
     """
     config = cfg.given(config, default_config, spec)
     model = ac.make_model(spec, config, ensembles.head(config), config.n_critics, True, actor, critic)
-    n = model.bounds.half.numel()
+    n = model.actions.n
     dist = distributions.tanh_gaussian(-torch.ones(n), torch.ones(n))
 
     def ahead(params: TensorDict, target: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, Tensor]:

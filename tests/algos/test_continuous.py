@@ -24,8 +24,15 @@ VARIANTS = {
     "td3": {"target_noise": 0.1},
     "sac": {"temperature": 0.02, "learn_temperature": False},
     "sac options": {**OPTIONS, "target_entropy": -4.0, "temperature": 0.02, "belief": "mean", "dropout": 0.01},
-    "sac joint": {"temperature": 0.02, "learn_temperature": False, "batch_norm": True, "critic_hidden": (64, 64), "adam_b1": 0.5},
-    "sac quantiles": {"temperature": 0.02, "learn_temperature": False, "n_quantiles": 5, "n_dropped": 1},
+    "sac joint": {
+        "temperature": 0.02,
+        "learn_temperature": False,
+        "batch_norm": True,
+        "critic_hidden": (64, 64),
+        "adam_b1": 0.5,
+        "n_quantiles": 5,
+        "n_dropped": 1,
+    },
 }
 SMALL = {
     "n_envs": 8,
@@ -121,7 +128,7 @@ def check(algo, env, state):
         model = model_of(algo)
         seen = model.see(state.moments, obs)
         critics = model.critics
-        found = critics.head.values(critics.at(state.params, seen, model.bounds.inward(action), random.key(0)))
+        found = critics.head.values(critics.at(state.params, seen, model.actions.inward(action), random.key(0)))
         entropy = 0.2 if name == "sac" else 0.0  # a soft value holds the entropy's too
         torch.testing.assert_close(found.mean(0), torch.full((3,), value), rtol=0, atol=0.15 * value + entropy * value)
 
@@ -145,7 +152,7 @@ def _first_update(name, **config):
     def drawn(key, n_uses):
         sample_key, *keys = random.split(key, 1 + n_uses)
         it = memory.sample(filled, sample_key, 16, gamma, gamma).transitions
-        return it.replace(action=model.bounds.inward(it.action)), keys
+        return it.replace(action=model.actions.inward(it.action)), keys
 
     it, (ahead_key, *_) = drawn(random.split(critic_key, 1)[0], 3)
     policy_it, policy_keys = drawn(random.split(policy_key, 1)[0], len(state.params.keys()) - 1)

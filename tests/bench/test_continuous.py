@@ -53,7 +53,7 @@ def pendulum(seeds: int, rounds: int) -> Iterator[Mapping[str, Side]]:
     n = 300
     with (
         training("sac", SMALL, seeds, n, max(rounds, 15) + 2, "Pendulum-v1") as side,
-        rival("jax", "rejax_train.py", "sac", "Pendulum-v1", seeds, 4 * n) as rejax,
+        rival("jax", "rejax_train.py", "sac", "Pendulum-v1", seeds, 2 * n) as rejax,
     ):
         yield {"purerl": side, "rejax": rejax}
 

@@ -24,6 +24,7 @@ CONFIGS = {
     "ddpg": {**CRITICS, "policy_every": 4},
     "td3": {**CRITICS, "policy_every": 4},
     "sac": {**CRITICS, "policy_every": 4},
+    "sac_discrete": {**CRITICS, "policy_every": 4},
     "redq": {**CRITICS, "policy_every": 4, "n_critics": 3},
     "droq": {**CRITICS, "policy_every": 4},
     "tqc": {**CRITICS, "policy_every": 4, "n_quantiles": 5},

@@ -12,7 +12,7 @@ from purerl import plot, training
 
 ROOT = Path("runs/learn")
 NEVER = -1e9
-GYMNAX = {"sticky_action_prob": 0.0, "difficulty_ramping": False, "max_episode_steps": 1000}
+GYMNAX = {"sticky_action_prob": 0.0, "difficulty_ramping": False}
 
 
 class Learning(NamedTuple):
@@ -39,7 +39,7 @@ CONTROL = {
 EVERY = {("ppo", "CartPole-v1"): 400, ("a2c", "CartPole-v1"): 400}
 PENDULUM = {"sac": -160, "td3": -160, "ddpg": -180, "redq": -160, "droq": -160, "tqc": -160, "crossq": -160}
 CHEETAH = {"sac": 6000, "td3": 5000, "ddpg": 4500}
-PROTOCOLS = {"gymnax": GYMNAX, "minatar": {}}
+LIMITS = {"Freeway": 2500}  # steps of an episode with gymnax's protocol, where they are not 1,000
 GAMES = {  # with PureJaxQL's and gymnax's protocol, which PPO is the mark for; and with the original one and its six actions
     "gymnax": {"Breakout": 28, "Asterix": 15, "Freeway": 55, "SpaceInvaders": 131},
     "minatar": {"Breakout": 10, "Asterix": 17, "Freeway": 50, "SpaceInvaders": 44, "Seaquest": 20},
@@ -48,7 +48,8 @@ GAMES = {  # with PureJaxQL's and gymnax's protocol, which PPO is the mark for; 
 
 def game(algo: str, protocol: str, name: str, steps: int, asked: float) -> Learning:
     env = f"MinAtar/{name}-{'v1' if protocol == 'gymnax' else 'v0'}"
-    return Learning(algo, env, 5, steps, asked, options=PROTOCOLS[protocol], place=f"{protocol}-{name}")
+    options = {**GYMNAX, "max_episode_steps": LIMITS.get(name, 1000)} if protocol == "gymnax" else {}
+    return Learning(algo, env, 5, steps, asked, options=options, place=f"{protocol}-{name}")
 
 
 RUNS = {

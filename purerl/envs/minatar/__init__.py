@@ -21,7 +21,7 @@ def all_actions(
 ) -> Env:
     """`MinAtar/<Game>-v0`, with all six actions: nothing, left, up, right, down, fire.
 
-    gymnax has `sticky_action_prob=0, difficulty_ramping=False, max_episode_steps=1000`.
+    gymnax has `sticky_action_prob=0, difficulty_ramping=False, max_episode_steps=1000`, and 2500 for Freeway.
 
     Args:
         sticky_action_prob: the probability that the last action is repeated instead; an episode's first is to do nothing.

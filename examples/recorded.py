@@ -36,7 +36,7 @@ if not path.exists():
     record(path, 20_000)
 
 env, batch = envs.make("CartPole-v1"), replay.from_arrays(**np.load(path))
-config = DQNConfig(n_envs=1, n_steps=10, capacity=len(batch.reward), total_steps=updates * 10)
+config = DQNConfig(n_envs=1, n_steps=10, capacity=len(batch.reward), learning_starts=1, total_steps=updates * 10)
 algo, memory = make_dqn(env.spec, config), q_learning.make_replay(env.spec, config)
 init, step = fuse(algo, env)
 state = init(random.key(0))

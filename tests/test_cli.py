@@ -16,7 +16,7 @@ import gymnasium as gym
 import pytest
 from click.testing import CliRunner
 
-from purerl import cli
+from purerl import algos, cli
 from purerl.cli import main
 
 GYM = ["train", "ppo", "--env", "gym:CartPole-v1", "--out", "OUT"]
@@ -34,7 +34,7 @@ def invoke(args, tmp_path):
     [
         (
             ["train", "pop", "--env", "CartPole-v1", "--out", "OUT"],
-            "algorithm: 'pop' is not one of a2c, c51, ddpg, dqn, ppo, pqn, qrdqn, rainbow, sac, td3; did you mean ppo?",
+            f"algorithm: 'pop' is not one of {', '.join(algos.ALGORITHMS)}; did you mean ppo?",
         ),
         (
             ["train", "ppo", "--env", "CartPol-v1", "--out", "OUT"],
@@ -324,7 +324,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_list(tmp_path):
     output = invoke(["list"], tmp_path).output
-    assert "a2c c51 ddpg dqn ppo pqn qrdqn rainbow sac td3" in output
+    assert " ".join(algos.ALGORITHMS) in output
     assert "Acrobot-v1 CartPole-v1" in output
 
 

@@ -70,7 +70,7 @@ def test_an_update_follows_a_plain_loop():
     env = envs.make("CartPole-v1")
     algo = make(env.spec, n_steps=1, batch_size=16, learning_starts=32, hidden=(8,), temperature=0.3, target_entropy=0.5)
     init, step = fuse(algo, env)
-    before, _ = steps(step, init(random.key(3)), 5)
+    before, _ = steps(step, init(random.key(3)), 3)
     after, _ = step(tree.map(torch.clone, before))
     _, batch = rollout(algo, env, before.algo, before.actors, 1, random.split(before.key)[1])
     state, config = before.algo, algo.config

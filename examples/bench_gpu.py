@@ -219,7 +219,8 @@ def memory() -> None:
 def fused(name: str, env_id: str, seeds: int, config: Mapping[str, Any] = {}) -> tuple[Callable, tuple, int]:
     """A training run's step of all seeds, its first state, and how many steps of the environment it takes."""
     env = envs.make(env_id)
-    algo = algos.make(name, env.spec, dataclasses.replace(algos.default_config(name, env.spec), total_steps=STEPS, **config))
+    usual = dataclasses.replace(algos.default_config(name, env.spec), **config)
+    algo = algos.make(name, env.spec, dataclasses.replace(usual, total_steps=max(STEPS, getattr(usual, "learning_starts", 0))))
     init, step = fuse(algo, env)
     packed, _ = tree.pack(vmap(init)(random.split(random.key(0, DEVICE), seeds)), axes=1)
     guarded = vmap(training.guard(step, init(random.key(0))))

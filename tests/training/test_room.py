@@ -28,18 +28,18 @@ def test_a_replay_larger_than_memory_is_refused_before_anything_is_made(tmp_path
         return 500_000_000
 
     monkeypatch.setattr(room, "available_memory", available)
-    training.plan("dqn", "CartPole-v1", 1, 1000, {"capacity": 10_000_000})
+    training.plan("dqn", "CartPole-v1", 1, 20_000, {"capacity": 10_000_000})
     wrong = r"memory: 2 lanes of replay.steps.content.memory.obs, float32 \[10000001, 4\], and what goes with it, "
     with pytest.raises(
         storage.RoomError, match=wrong + r"take 1\.11 GB while they are made, but cpu has 0\.50 GB available; files"
     ):
-        training.plan("dqn", "CartPole-v1", 2, 1000, {"capacity": 10_000_000})
+        training.plan("dqn", "CartPole-v1", 2, 20_000, {"capacity": 10_000_000})
     assert set(asked) == {"cpu"}
     monkeypatch.setattr(room, "free_disk", lambda folder: 800_000_000)
-    training.plan("dqn", "CartPole-v1", 2, 1000, {"capacity": 10_000_000}, replay_folder=tmp_path)
+    training.plan("dqn", "CartPole-v1", 2, 20_000, {"capacity": 10_000_000}, replay_folder=tmp_path)
     wrong = r"^replay_folder: 3 lanes of replay.*, take 1\.11 GB, but the disk of /.* has 0\.80 GB of room$"
     with pytest.raises(storage.RoomError, match=wrong):
-        training.plan("dqn", "CartPole-v1", 3, 1000, {"capacity": 10_000_000}, replay_folder=tmp_path)
+        training.plan("dqn", "CartPole-v1", 3, 20_000, {"capacity": 10_000_000}, replay_folder=tmp_path)
 
 
 def test_memory_that_is_gone_when_a_run_is_resumed(tmp_path, monkeypatch, uncompiled):

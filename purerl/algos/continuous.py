@@ -269,6 +269,39 @@ class Losses(NamedTuple):
     lrs: Mapping[str, str]
 
 
+class Temperature(NamedTuple):
+    """What weighs the entropy of a soft policy.
+
+    Attributes:
+        of: `of(params, hyper) -> []`.
+        steps, lrs: for `Losses`; empty where it is not learnt.
+        extra: what `make` takes so.
+    """
+
+    of: Callable[[TensorDict, Any], Tensor]
+    steps: Mapping[str, Callable[..., tuple[Tensor, TensorDict]]]
+    lrs: Mapping[str, str]
+    extra: Mapping[str, Callable[[TensorDict], Tensor]]
+
+
+def temperature(is_learnt: bool, excess: Callable[..., Tensor]) -> Temperature:
+    """A number of `hyper`, or what is learnt from there on: higher where the policy's entropy is below its target (Haarnoja et al.
+    2018, "Soft Actor-Critic Algorithms and Applications", eq. 18).
+
+    Args:
+        excess: `excess(params, it, key, hyper) -> []`, by how much the entropy is above it.
+    """
+    if not is_learnt:
+        return Temperature(lambda params, hyper: hyper["temperature"], {}, {}, {})
+
+    def loss(logarithm: Tensor, params: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, TensorDict]:
+        return logarithm.exp() * excess(params, it, key, hyper).detach(), TensorDict(temperature=logarithm.exp())
+
+    name = "log_temperature"
+    extra = {name: lambda hyper: hyper["temperature"].log()}
+    return Temperature(lambda params, hyper: params[name].exp(), {name: loss}, {name: "critic_lr"}, extra)
+
+
 def make(
     spec: EnvSpec,
     config: Any,

@@ -9,24 +9,23 @@ policy is normalised too, and its normalisation is corrected towards the running
 from torch import nn
 
 from purerl import config as cfg
-from purerl.algos import continuous as ac
-from purerl.algos.sac import SACConfig, make_sac
+from purerl.algos.sac import SACConfig, make_sac, preset
 from purerl.base import Algorithm, EnvSpec
 
 
 def default_config(spec: EnvSpec) -> SACConfig:
     """The paper's settings, or for classic control those of fewer steps."""
-    settings = {
-        "batch_norm": True,
-        "critic_hidden": (2048, 2048),
-        "actor_lr": 1e-3,
-        "critic_lr": 1e-3,
-        "adam_b1": 0.5,
-        "n_steps": 3,
-        "policy_every": 3,
-        "policy_updates": 1,
-    }
-    return SACConfig(**{**settings, **ac.CLASSIC.get(spec.id, {})})
+    return preset(
+        spec,
+        batch_norm=True,
+        critic_hidden=(2048, 2048),
+        actor_lr=1e-3,
+        critic_lr=1e-3,
+        adam_b1=0.5,
+        n_steps=3,
+        policy_every=3,
+        policy_updates=1,
+    )
 
 
 def make_crossq(

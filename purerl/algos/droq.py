@@ -8,25 +8,13 @@ step and each step of the policy; one learning rate for all.
 from torch import nn
 
 from purerl import config as cfg
-from purerl.algos import continuous as ac
-from purerl.algos.sac import SACConfig, make_sac
+from purerl.algos.sac import OFTEN, ONE_LR, SACConfig, make_sac, preset
 from purerl.base import Algorithm, EnvSpec
 
 
 def default_config(spec: EnvSpec) -> SACConfig:
     """The paper's settings, or for classic control those of fewer steps."""
-    settings = {
-        "dropout": 0.01,
-        "norm": "layer",
-        "belief": "mean",
-        "utd": 20.0,
-        "n_steps": 1,
-        "policy_every": 20,
-        "policy_updates": 1,
-        "actor_lr": 3e-4,
-        "critic_lr": 3e-4,
-    }
-    return SACConfig(**{**settings, **ac.CLASSIC.get(spec.id, {})})
+    return preset(spec, dropout=0.01, norm="layer", belief="mean", **OFTEN, **ONE_LR)
 
 
 def make_droq(

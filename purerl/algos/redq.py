@@ -7,25 +7,13 @@ ten; twenty gradient steps of the critics for each environment step and each ste
 from torch import nn
 
 from purerl import config as cfg
-from purerl.algos import continuous as ac
-from purerl.algos.sac import SACConfig, make_sac
+from purerl.algos.sac import OFTEN, ONE_LR, SACConfig, make_sac, preset
 from purerl.base import Algorithm, EnvSpec
 
 
 def default_config(spec: EnvSpec) -> SACConfig:
     """The paper's settings, or for classic control those of fewer steps."""
-    settings = {
-        "n_critics": 10,
-        "subset": 2,
-        "belief": "mean",
-        "utd": 20.0,
-        "n_steps": 1,
-        "policy_every": 20,
-        "policy_updates": 1,
-        "actor_lr": 3e-4,
-        "critic_lr": 3e-4,
-    }
-    return SACConfig(**{**settings, **ac.CLASSIC.get(spec.id, {})})
+    return preset(spec, n_critics=10, subset=2, belief="mean", **OFTEN, **ONE_LR)
 
 
 def make_redq(

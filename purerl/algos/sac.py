@@ -65,7 +65,16 @@ class SACConfig:
 
 def default_config(spec: EnvSpec) -> SACConfig:
     """CleanRL's settings, or for classic control those of fewer steps."""
-    return SACConfig(**ac.CLASSIC.get(spec.id, {}))
+    return preset(spec)
+
+
+ONE_LR = {"actor_lr": 3e-4, "critic_lr": 3e-4}
+OFTEN = {"utd": 20.0, "n_steps": 1, "policy_every": 20, "policy_updates": 1}  # twenty gradient steps for each of the policy
+
+
+def preset(spec: EnvSpec, **settings: Any) -> SACConfig:
+    """Other settings than SAC's, where those for classic control, of fewer steps, say nothing else."""
+    return SACConfig(**{**settings, **ac.CLASSIC.get(spec.id, {})})
 
 
 def make_sac(
@@ -92,41 +101,34 @@ def make_sac(
     def ahead(params: TensorDict, target: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, Tensor]:
         """The policy's action and, as what makes a soft value of its value, what its probability costs (eq. 3)."""
         action, log_prob = dist.sample_and_log_prob(ac.policy(model, params["actor"], it.next_obs), _noise(key, it, n))
-        return action, temperature(params, hyper) * log_prob
+        return action, temperature.of(params, hyper) * log_prob
 
     def policy_loss(actor: TensorDict, params: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, TensorDict]:
         """Eq. 7 of "Soft Actor-Critic Algorithms and Applications": as much value and entropy as can be had."""
         noise_key, key = random.split(key)
         action, log_prob = dist.sample_and_log_prob(ac.policy(model, actor, it.obs), _noise(noise_key, it, n))
         q = model.critics.head.believe(model.critics.at(params, it.obs, action, key))
-        loss = (temperature(params, hyper) * log_prob - q).mean()
+        loss = (temperature.of(params, hyper) * log_prob - q).mean()
         return loss, TensorDict(actor_loss=loss, entropy=-log_prob.mean())
 
-    def temperature_loss(
-        log_temperature: Tensor, params: TensorDict, it: Transitions, key: Tensor, hyper: Any
-    ) -> tuple[Tensor, TensorDict]:
-        """Eq. 18 there: higher where the entropy is below its target."""
+    def excess(params: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> Tensor:
         _, log_prob = dist.sample_and_log_prob(ac.policy(model, params["actor"], it.obs), _noise(key, it, n))
-        loss = -log_temperature.exp() * (log_prob.mean() + n * hyper["target_entropy"]).detach()
-        return loss, TensorDict(temperature=log_temperature.exp())
+        return -log_prob.mean() - n * hyper["target_entropy"]
 
-    def temperature(params: TensorDict, hyper: Any) -> Tensor:
-        return params["log_temperature"].exp() if config.learn_temperature else hyper["temperature"]
-
-    learnt = {"log_temperature": temperature_loss} if config.learn_temperature else {}
+    temperature = ac.temperature(config.learn_temperature, excess)
     return ac.make(
         spec,
         config,
         model,
         ac.Losses(
             ahead=ahead,
-            steps={"actor": policy_loss, **learnt},
-            lrs={"actor": "actor_lr", "critics": "critic_lr", **dict.fromkeys(learnt, "critic_lr")},
+            steps={"actor": policy_loss, **temperature.steps},
+            lrs={"actor": "actor_lr", "critics": "critic_lr", **temperature.lrs},
         ),
         explore=lambda params, normal, size: dist.sample(params, normal),
         best=dist.mode,
         targets=model.critics.targets,
-        extra={name: lambda hyper: hyper["temperature"].log() for name in learnt},
+        extra=temperature.extra,
     )
 
 

@@ -95,41 +95,35 @@ def make_sac_discrete(spec: EnvSpec, config: SACDiscreteConfig | None = None) ->
     def ahead(params: TensorDict, target: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, Tensor]:
         """The probabilities of all actions, and what they cost on average (eq. 10)."""
         log_probs = torch.log_softmax(ac.policy(model, params["actor"], it.next_obs), -1)
-        return log_probs.exp(), temperature(params, hyper) * (log_probs.exp() * log_probs).sum(-1)
+        return log_probs.exp(), temperature.of(params, hyper) * (log_probs.exp() * log_probs).sum(-1)
 
     def policy_loss(actor: TensorDict, params: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> tuple[Tensor, TensorDict]:
         """Eq. 12, of the least of the critics."""
         log_probs = torch.log_softmax(ac.policy(model, actor, it.obs), -1)
         q = model.critics.at(params, it.obs, it.action, key).amin(0)
         entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
-        loss = -temperature(params, hyper) * entropy - (log_probs.exp() * q).sum(-1).mean()
+        loss = -temperature.of(params, hyper) * entropy - (log_probs.exp() * q).sum(-1).mean()
         return loss, TensorDict(actor_loss=loss, entropy=entropy)
 
-    def temperature_loss(
-        log_temperature: Tensor, params: TensorDict, it: Transitions, key: Tensor, hyper: Any
-    ) -> tuple[Tensor, TensorDict]:
-        """Eq. 11: higher where the entropy is below its target."""
+    def excess(params: TensorDict, it: Transitions, key: Tensor, hyper: Any) -> Tensor:
+        """Of eq. 11."""
         entropy = dist.entropy(ac.policy(model, params["actor"], it.obs)).mean()
-        loss = log_temperature.exp() * (entropy - hyper["target_entropy"] * greatest.to(entropy.device)).detach()
-        return loss, TensorDict(temperature=log_temperature.exp())
+        return entropy - hyper["target_entropy"] * greatest.to(entropy.device)
 
-    def temperature(params: TensorDict, hyper: Any) -> Tensor:
-        return params["log_temperature"].exp() if config.learn_temperature else hyper["temperature"]
-
-    learnt = {"log_temperature": temperature_loss} if config.learn_temperature else {}
+    temperature = ac.temperature(config.learn_temperature, excess)
     return ac.make(
         spec,
         config,
         model,
         ac.Losses(
             ahead=ahead,
-            steps={"actor": policy_loss, **learnt},
-            lrs={"actor": "actor_lr", "critics": "critic_lr", **dict.fromkeys(learnt, "critic_lr")},
+            steps={"actor": policy_loss, **temperature.steps},
+            lrs={"actor": "actor_lr", "critics": "critic_lr", **temperature.lrs},
         ),
         explore=lambda logits, noise, size: dist.sample(logits, noise),
         best=dist.mode,
         targets=("critics",),
-        extra={name: lambda hyper: hyper["temperature"].log() for name in learnt},
+        extra=temperature.extra,
     )
 
 

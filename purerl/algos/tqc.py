@@ -8,20 +8,13 @@ rate.
 from torch import nn
 
 from purerl import config as cfg
-from purerl.algos import continuous as ac
-from purerl.algos.sac import SACConfig, make_sac
+from purerl.algos.sac import ONE_LR, SACConfig, make_sac, preset
 from purerl.base import Algorithm, EnvSpec
 
 
 def default_config(spec: EnvSpec) -> SACConfig:
     """The settings of Stable-Baselines3's port, or for classic control those of fewer steps."""
-    settings = {
-        "n_quantiles": 25,
-        "n_dropped": 2,
-        "actor_lr": 3e-4,
-        "critic_lr": 3e-4,
-    }
-    return SACConfig(**{**settings, **ac.CLASSIC.get(spec.id, {})})
+    return preset(spec, n_quantiles=25, n_dropped=2, **ONE_LR)
 
 
 def make_tqc(

@@ -37,7 +37,7 @@ CONTROL = {
     "Acrobot-v1": {"ppo": -90, "dqn": -90, "c51": -90, "qrdqn": -90, "rainbow": -90, "pqn": -90},
 }
 EVERY = {("ppo", "CartPole-v1"): 400, ("a2c", "CartPole-v1"): 400}
-PENDULUM = {"sac": -160, "td3": -160, "ddpg": -180, "redq": -160, "droq": -160, "tqc": -160, "crossq": -160}
+PENDULUM = {"sac": -160, "td3": -160, "ddpg": -180, "redq": -160, "droq": -160, "tqc": -160, "crossq": -160, "xqc": -160}
 CHEETAH = {"sac": 6000, "td3": 5000, "ddpg": 4500}
 LIMITS = {"Freeway": 2500}  # steps of an episode with gymnax's protocol, where they are not 1,000
 GAMES = {  # with PureJaxQL's and gymnax's protocol, which PPO is the mark for; and with the original one and its six actions

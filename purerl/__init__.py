@@ -39,6 +39,7 @@ try:
         make_sac_discrete,
         make_td3,
         make_tqc,
+        make_xqc,
     )
     from purerl.base import Algorithm, Batch, Env, EnvSpec, Inputs, Policy
     from purerl.donation import Donated, SpentError
@@ -93,6 +94,7 @@ __all__ = [
     "make_sac_discrete",
     "make_td3",
     "make_tqc",
+    "make_xqc",
     "nets",
     "normalize",
     "optim",

@@ -52,29 +52,46 @@ def standardize(moments: Moments, x: Tensor, clip: float = 10.0) -> Tensor:
 
 
 class RewardScale(TensorClass):
-    """Scales rewards by the standard deviation of the discounted return, as Gymnasium's NormalizeReward.
+    """What rewards are divided by, made of the discounted return.
 
     Attributes:
         returns: `[B]` float32, the discounted sum of past rewards in each environment.
         moments: of those sums.
+        largest: `[]` float32, the largest absolute value among them.
     """
 
     returns: Tensor
     moments: Moments
+    largest: Tensor
 
 
 def init_reward_scale(n_envs: int, device: torch.device | None = None) -> RewardScale:
     """No reward seen yet."""
-    return RewardScale(returns=torch.zeros(n_envs, device=device), moments=init_moments(torch.Size(), device))
+    returns = torch.zeros(n_envs, device=device)
+    return RewardScale(returns=returns, moments=init_moments(torch.Size(), device), largest=torch.zeros((), device=device))
 
 
-def scale_rewards(scale: RewardScale, batch: Batch, gamma: float | Tensor, clip: float = 10.0) -> tuple[RewardScale, Tensor]:
-    """Take in a batch `[T, B]`, and return its rewards `[T, B]` divided by the standard deviation and clipped.
+def update_reward_scale(scale: RewardScale, batch: Batch, gamma: float | Tensor) -> RewardScale:
+    """Take in a batch `[T, B]`.
 
     The discounted sums begin anew where an episode does, also where environments were begun anew between two batches.
     """
     go_on = (~batch.inputs.first).float()
     returns = linear_recurrence(gamma * go_on, batch.reward * batch.valid, scale.returns)
-    moments = update_moments(scale.moments, returns.flatten(), batch.valid.flatten())
-    rewards = torch.clamp(batch.reward / torch.sqrt(moments.variance + _EPS), -clip, clip)
-    return RewardScale(returns=returns[-1], moments=moments), rewards
+    return RewardScale(
+        returns=returns[-1],
+        moments=update_moments(scale.moments, returns.flatten(), batch.valid.flatten()),
+        largest=torch.maximum(scale.largest, (returns * batch.valid).abs().amax()),
+    )
+
+
+def reward_unit(scale: RewardScale, bound: float = float("inf")) -> Tensor:
+    """`[]` the standard deviation of the discounted return, as in Gymnasium's NormalizeReward; or more, so that no return seen so
+    far is beyond `bound` such units (Lee et al. 2025, "Hyperspherical normalization for scalable deep RL", eq. 18)."""
+    return torch.maximum(torch.sqrt(scale.moments.variance + _EPS), scale.largest / bound)
+
+
+def scale_rewards(scale: RewardScale, batch: Batch, gamma: float | Tensor, clip: float = 10.0) -> tuple[RewardScale, Tensor]:
+    """Take in a batch `[T, B]`, and return its rewards `[T, B]` divided by the standard deviation and clipped."""
+    scale = update_reward_scale(scale, batch, gamma)
+    return scale, torch.clamp(batch.reward / reward_unit(scale), -clip, clip)

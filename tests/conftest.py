@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-CONTINUOUS = ("crossq", "ddpg", "droq", "redq", "sac", "td3", "tqc")  # the algorithms for boxes of actions
+CONTINUOUS = ("crossq", "ddpg", "droq", "redq", "sac", "td3", "tqc", "xqc")  # the algorithms for boxes of actions
 
 
 def pytest_configure(config):

@@ -32,6 +32,11 @@ def test_reward_scale_follows_gymnasiums_returns():
             returns.append(running)
     torch.testing.assert_close(scale.moments.variance, torch.tensor(np.var(returns), dtype=torch.float32), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(scaled, batch.reward / scale.moments.variance.sqrt(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scale.largest, torch.tensor(max(abs(x) for x in returns)))
+    deviation = scale.moments.variance.sqrt()
+    torch.testing.assert_close(normalize.reward_unit(scale), deviation)
+    torch.testing.assert_close(normalize.reward_unit(scale, 100.0), deviation)
+    torch.testing.assert_close(normalize.reward_unit(scale, 0.5), scale.largest / 0.5)
 
 
 def test_moments_of_float16_are_computed_in_float32():

@@ -23,6 +23,7 @@ from purerl.algos.sac import SACConfig, make_sac
 from purerl.algos.sac_discrete import SACDiscreteConfig, make_sac_discrete
 from purerl.algos.td3 import TD3Config, make_td3
 from purerl.algos.tqc import make_tqc
+from purerl.algos.xqc import make_xqc
 from purerl.base import Algorithm, EnvSpec
 
 Maker = Callable[..., Algorithm]  # make(spec, config=None), or make(spec) where there is nothing to configure
@@ -42,6 +43,7 @@ ALGORITHMS: dict[str, Maker] = {
     "sac_discrete": make_sac_discrete,
     "td3": make_td3,
     "tqc": make_tqc,
+    "xqc": make_xqc,
 }
 
 
@@ -173,4 +175,5 @@ __all__ = [
     "make_sac_discrete",
     "make_td3",
     "make_tqc",
+    "make_xqc",
 ]

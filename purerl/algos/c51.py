@@ -10,7 +10,7 @@ from purerl import config as cfg
 from purerl.algos import fields
 from purerl.algos import q_learning as ql
 from purerl.base import Algorithm, EnvSpec
-from purerl.losses import categorical_loss, categorical_projection
+from purerl.losses import categorical_loss, categorical_mean, categorical_projection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def head(n_atoms: int, v_min: float, v_max: float) -> ql.Head:
         return torch.linspace(v_min, v_max, n_atoms, device=like.device)
 
     def values(logits: Tensor) -> Tensor:
-        return (torch.softmax(logits, -1) * support(logits)).sum(-1)
+        return categorical_mean(support(logits), logits)
 
     def loss(logits: Tensor, next_logits: Tensor, reward: Tensor, discount: Tensor) -> tuple[Tensor, Tensor]:
         target = categorical_projection(support(logits), torch.softmax(next_logits, -1), reward, discount)

@@ -20,7 +20,7 @@ from purerl.algos import common, ensembles
 from purerl.algos.ensembles import Critics, Head
 from purerl.algos.q_learning import has_enough, make_replay
 from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
-from purerl.normalize import Moments
+from purerl.normalize import Moments, RewardScale
 from purerl.replay import ReplayState, Transitions
 from purerl.spaces import blank_inputs
 from purerl.transforms import scan
@@ -40,6 +40,7 @@ class ContinuousState(TensorClass):
         target: of the networks that estimate what comes next, some of the same names; the same as `params` at the start.
         opt: of each name in `params` the optimizer's state over its flattened parameters.
         moments: of the observations; empty unless they are standardized.
+        reward_scale: of the rewards, which the replay keeps as they are.
         hyper: float32 `[]` leaves, the config's fields that shape no program.
         key: `[2]` int32.
         steps: `[]` int64, environment steps seen.
@@ -51,6 +52,7 @@ class ContinuousState(TensorClass):
     target: TensorDict
     opt: TensorDict
     moments: Moments
+    reward_scale: RewardScale
     hyper: TensorDict
     key: Tensor
     steps: Tensor
@@ -181,7 +183,9 @@ def make_model(
     def critics() -> Critics:
         if config.batch_norm:
             _check_batch_norm(config, critic)
-            return ensembles.together(joint, scheme, n_critics, head, 0.99)
+            return ensembles.together(joint, scheme, n_critics, head, 0.99, config.unit_weights)
+        if config.unit_weights:
+            raise ValueError(f"{type(config).__name__}.unit_weights = True is for critics with batch_norm")
         net = nets.as_network(own_critic if critic is None else critic, scheme, check("values", head.size), pairs)
         return ensembles.apart(net, n_critics, n_noise, head)
 
@@ -339,6 +343,7 @@ def make(
             target=tree.copy(TensorDict({name: params[name] for name in targets})),
             opt=TensorDict({name: adam(0.0).init(tree.ravel(params[name])[0]) for name in losses.lrs}),
             moments=normalize.init_moments(shape, key.device),
+            reward_scale=normalize.init_reward_scale(config.n_envs if config.normalize_reward else 0, key.device),
             hyper=numbers,
             key=key,
             steps=none,
@@ -355,6 +360,10 @@ def make(
         filled = memory.add(state.replay, batch, alpha)
         ready = has_enough(memory, filled, config.n_envs, hyper["learning_starts"])
         moments = _seen(state.moments, batch) if config.normalize_obs else state.moments
+        scale, unit = state.reward_scale, torch.ones_like(hyper["gamma"])
+        if config.normalize_reward:
+            scale = normalize.update_reward_scale(scale, batch, hyper["gamma"])
+            unit = normalize.reward_unit(scale, head.bound)
         flat, unravel = _ravel(state.params)
         target, _ = _ravel(state.target)
 
@@ -366,6 +375,7 @@ def make(
                 obs=model.see(moments, it.obs),
                 next_obs=model.see(moments, it.next_obs),
                 action=model.actions.inward(it.action),
+                reward=it.reward / unit,
             )
 
         def step(learner: Learner, name: str, loss: Callable, *args: Any) -> tuple[Learner, Any]:
@@ -392,6 +402,9 @@ def make(
                 return total, (info, size.mean(0), kept)
 
             learner, (info, errors, kept) = step(learner, "critics", loss)
+            if model.critics.project is not None:
+                new, _ = tree.ravel(model.critics.project(unravel["critics"](learner.params["critics"])))
+                learner = tree.replace(learner, params=_with(learner.params, "critics", new))
             for name, x in kept.items():
                 new = torch.where(ready, x.flatten(), learner.params[name])
                 learner = tree.replace(learner, params=_with(learner.params, name, new))
@@ -426,6 +439,7 @@ def make(
             target=tree.copy(_all(unravel, learner.target)),
             opt=learner.opt,
             moments=moments,
+            reward_scale=scale,
             hyper=hyper,
             key=key,
             steps=steps,

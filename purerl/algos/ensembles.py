@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from purerl import losses, nets, random, tree
+from purerl.algos.c51 import check_support
 from purerl.nets.init import Scheme
 from purerl.replay import Transitions
 from purerl.transforms import vmap
@@ -22,6 +23,7 @@ class Head(NamedTuple):
         size: numbers a pair, of each critic.
         values: `values(out [..., size]) -> [...]`, the expected return.
         believe: `believe(out [N, M, size]) -> [M]`, what a policy is to raise.
+        bound: the largest return in absolute value that they can say.
         wanted: `wanted(next_out [N, M, size], reward [M], discount [M], cost [M], key) -> wanted`, what all of them are to say, of
             what they say of the next pair and of what comes off its value, as the temperature times the logarithm of the action's
             probability.
@@ -33,6 +35,7 @@ class Head(NamedTuple):
     believe: Callable[[Tensor], Tensor]
     wanted: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Any]
     loss: Callable[[Tensor, Any], tuple[Tensor, Tensor]]
+    bound: float = float("inf")
 
 
 class Critics(NamedTuple):
@@ -46,6 +49,7 @@ class Critics(NamedTuple):
         both: `both(critics, params, target, it, next_action [M, n], key) -> (out, next_out, kept)`, of both ends of transitions,
             what is learnt and what it is learnt from, where `critics` stand in for those in `params`; and what is kept then.
         targets: the names in `params` of which another network, which follows, says what comes next.
+        project: `project(params) -> params`, where their parameters are to stay, which follows every gradient step.
     """
 
     init: Callable[[Tensor], TensorDict]
@@ -54,6 +58,7 @@ class Critics(NamedTuple):
     at: Callable[[TensorDict, Any, Tensor, Tensor], Tensor]
     both: Callable[..., tuple[Tensor, Tensor, dict[str, Tensor]]]
     targets: tuple[str, ...]
+    project: Callable[[TensorDict], TensorDict] | None = None
 
 
 def apart(critic: nets.Network, n_critics: int, n_noise: int, head: Head) -> Critics:
@@ -89,11 +94,15 @@ def apart(critic: nets.Network, n_critics: int, n_noise: int, head: Head) -> Cri
     )
 
 
-def together(critic: nets.BatchNormalizedPairs, scheme: Scheme, n_critics: int, head: Head, momentum: float) -> Critics:
+def together(
+    critic: nets.BatchNormalizedPairs, scheme: Scheme, n_critics: int, head: Head, momentum: float, unit_weights: bool = False
+) -> Critics:
     """Both ends of transitions are one batch, by which both are normalised, and there are no target networks (Bhatt et al. 2024).
 
     Args:
         momentum: how much of the statistics, by which critics are normalised while the policy learns, stays at each step.
+        unit_weights: the weights that make a hidden number, of which the normalisation takes the size away, have the length one,
+            so that it does not grow, and with it the gradients do not fall (Palenicek et al. 2025).
     """
 
     def both(
@@ -114,22 +123,34 @@ def together(critic: nets.BatchNormalizedPairs, scheme: Scheme, n_critics: int, 
         out: Tensor = vmap(one)(params["critics"], params["statistics"])
         return out
 
+    def project(params: TensorDict) -> TensorDict:
+        return TensorDict({name: unit_rows(x) if name in units else x for name, x in params.items()})
+
+    def init(key: Tensor) -> TensorDict:
+        params = vmap(lambda key: nets.init(critic, key, scheme))(random.split(key, n_critics))
+        return project(params) if unit_weights else params
+
+    units = [f"hidden.{i}.weight" for i in range(len(critic.hidden))]
     none = torch.zeros(n_critics, sum(critic.widths))
     return Critics(
-        init=lambda key: vmap(lambda key: nets.init(critic, key, scheme))(random.split(key, n_critics)),
+        init=init,
         head=head,
         kept={"statistics": torch.stack([none, none + 1.0], 1)},
         at=at,
         both=both,
         targets=(),
+        project=project if unit_weights else None,
     )
 
 
-def least(q: Tensor, subset: int, key: Tensor) -> Tensor:
-    """`[M]` the least value of some critics `[N, M]`, of all or of a random subset (Chen et al. 2021)."""
-    if subset == len(q):
-        return q.amin(0)
-    return q[random.permutation(key, len(q))[:subset]].amin(0)
+def unit_rows(x: Any) -> Tensor:
+    """`[..., n]` vectors, brought to the length one."""
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def some(out: Tensor, subset: int, key: Tensor) -> Tensor:
+    """`[subset, ...]` what some of the critics `[N, ...]` say, all or a random subset of them (Chen et al. 2021)."""
+    return out if subset == len(out) else out[random.permutation(key, len(out))[:subset]]
 
 
 def check_subset(config: Any) -> None:
@@ -150,7 +171,7 @@ def number(subset: int, belief: str = "least") -> Head:
         return out.squeeze(-1)
 
     def wanted(next_out: Tensor, reward: Tensor, discount: Tensor, cost: Tensor, key: Tensor) -> Tensor:
-        return reward + discount * (least(values(next_out), subset, key) - cost)
+        return reward + discount * (some(values(next_out), subset, key).amin(0) - cost)
 
     def loss(out: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         error = wanted - values(out)
@@ -176,15 +197,47 @@ def truncated_quantiles(n_quantiles: int, n_dropped: int) -> Head:
     return Head(n_quantiles, lambda out: out.mean(-1), lambda out: out.mean((0, -1)), wanted, loss)
 
 
-def check_quantiles(config: Any) -> None:
-    """Raise a `ValueError` if a config drops all quantiles that it has."""
+def categorical(n_atoms: int, v_min: float, v_max: float, subset: int, belief: str = "least") -> Head:
+    """Probabilities of returns from `v_min` to `v_max` (Bellemare et al. 2017), learnt by the cross-entropy; targets are made of
+    the distribution with the least mean, of all critics or of a random subset.
+
+    Args:
+        belief: of `BELIEFS`, about the means.
+    """
+
+    def support(like: Tensor) -> Tensor:
+        return torch.linspace(v_min, v_max, n_atoms, device=like.device)
+
+    def values(out: Tensor) -> Tensor:
+        return losses.categorical_mean(support(out), out)
+
+    def wanted(next_out: Tensor, reward: Tensor, discount: Tensor, cost: Tensor, key: Tensor) -> Tensor:
+        asked = some(next_out, subset, key)
+        which = values(asked).argmin(0)[None, :, None].expand(1, *asked.shape[1:])
+        probs = torch.softmax(asked.gather(0, which)[0], -1)
+        return losses.categorical_projection(support(probs), probs, reward - discount * cost, discount)
+
+    def loss(out: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        return losses.categorical_loss(out, wanted), ((wanted * support(wanted)).sum(-1) - values(out)).detach()
+
+    return Head(n_atoms, values, lambda out: BELIEFS[belief](values(out)), wanted, loss, max(-v_min, v_max))
+
+
+def check_head(config: Any) -> None:
+    """Raise a `ValueError` if a config drops all quantiles that it has, asks for two distributions, or for one over nothing."""
+    name = type(config).__name__
     if 0 < config.n_quantiles <= config.n_dropped:
-        name = type(config).__name__
         raise ValueError(f"{name}.n_dropped = {config.n_dropped} is not less than n_quantiles = {config.n_quantiles}")
+    if config.n_quantiles and config.n_atoms:
+        raise ValueError(f"{name}.n_atoms = {config.n_atoms} and n_quantiles = {config.n_quantiles}: one of them has to be 0")
+    if config.n_atoms:
+        check_support(config)
 
 
 def head(config: Any) -> Head:
-    """The head of a config with `n_quantiles`, where none means one number a critic."""
+    """The head of a config with `n_quantiles` and `n_atoms`, where none of both means one number a critic."""
     if config.n_quantiles:
         return truncated_quantiles(config.n_quantiles, config.n_dropped)
+    if config.n_atoms:
+        return categorical(config.n_atoms, config.v_min, config.v_max, config.subset, config.belief)
     return number(config.subset, config.belief)

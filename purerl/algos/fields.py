@@ -69,6 +69,7 @@ critic_lr = partial(config.number, help="learning rate of the critics")
 n_critics = partial(config.count, help="critics")
 subset = partial(config.count, help="critics, drawn anew each time, of whose values targets take the least")
 n_quantiles = partial(config.count, help="quantiles of the return, of each critic; 0 for its expectation", low=0)
+critic_atoms = partial(config.count, help="returns that the distribution of each critic is over; 0 for none", low=0)
 n_dropped = partial(config.count, help="of them, how many a critic are dropped from targets, the highest", low=0)
 belief = partial(config.option, help="which of the critics' values a policy is to raise", choices=("least", "mean"))
 critic_hidden = partial(config.counts, help="widths of the critics' hidden layers; the policy's if there are none")
@@ -76,6 +77,7 @@ adam_b1 = partial(config.constant, help="Adam's decay of the mean of gradients",
 batch_norm = partial(
     config.setting, help="critics see both ends of transitions at once, normalised by that batch, and have no target networks"
 )
+unit_weights = partial(config.setting, help="weights whose size batch_norm takes away have the length one")
 dropout = partial(config.constant, help="which part of each hidden layer of the critics is dropped", low=0.0, high=0.99)
 policy_every = partial(config.count, help="gradient steps of the critics before the policy has its own")
 policy_updates = partial(config.count, help="gradient steps of the policy each time")

@@ -35,6 +35,9 @@ class SACConfig:
     subset: int = fields.subset(2)
     n_quantiles: int = fields.n_quantiles(0)
     n_dropped: int = fields.n_dropped(2)
+    n_atoms: int = fields.critic_atoms(0)
+    v_min: float = fields.v_min(-5.0)
+    v_max: float = fields.v_max(5.0)
     belief: str = fields.belief("least")
     tau: float = fields.tau(0.005)
     target_every: int = fields.target_every(1)
@@ -47,6 +50,7 @@ class SACConfig:
     alpha: float = fields.alpha(0.6)
     beta: float = fields.beta(0.4)
     normalize_obs: bool = fields.normalize_obs(False)
+    normalize_reward: bool = fields.normalize_reward(False)
     total_steps: int = fields.total_steps(1_000_000)
     hidden: tuple[int, ...] = fields.hidden((256, 256))
     critic_hidden: tuple[int, ...] = fields.critic_hidden(())
@@ -54,13 +58,14 @@ class SACConfig:
     norm: str = fields.norm("none")
     dropout: float = fields.dropout(0.0)
     batch_norm: bool = fields.batch_norm(False)
+    unit_weights: bool = fields.unit_weights(False)
     frames: int = fields.frames(0)
     init: str = fields.init("torch")
 
     def __post_init__(self) -> None:
         cfg.check(self)
         ensembles.check_subset(self)
-        ensembles.check_quantiles(self)
+        ensembles.check_head(self)
 
 
 def default_config(spec: EnvSpec) -> SACConfig:

@@ -45,6 +45,7 @@ class SACDiscreteConfig:
     alpha: float = fields.alpha(0.6)
     beta: float = fields.beta(0.4)
     normalize_obs: bool = fields.normalize_obs(False)
+    normalize_reward: bool = fields.normalize_reward(False)
     total_steps: int = fields.total_steps(500_000)
     hidden: tuple[int, ...] = fields.hidden((128, 128))
     activation: str = fields.activation("relu")

@@ -45,6 +45,7 @@ class TD3Config:
     alpha: float = fields.alpha(0.6)
     beta: float = fields.beta(0.4)
     normalize_obs: bool = fields.normalize_obs(False)
+    normalize_reward: bool = fields.normalize_reward(False)
     total_steps: int = fields.total_steps(1_000_000)
     hidden: tuple[int, ...] = fields.hidden((256, 256))
     critic_hidden: tuple[int, ...] = fields.critic_hidden(())
@@ -52,6 +53,7 @@ class TD3Config:
     norm: str = fields.norm("none")
     dropout: float = fields.dropout(0.0)
     batch_norm: bool = fields.batch_norm(False)
+    unit_weights: bool = fields.unit_weights(False)
     frames: int = fields.frames(0)
     init: str = fields.init("torch")
 

@@ -19,6 +19,7 @@ from purerl.losses.returns import (
 )
 from purerl.losses.values import (
     categorical_loss,
+    categorical_mean,
     categorical_projection,
     huber_loss,
     quantile_huber_loss,
@@ -30,6 +31,7 @@ from purerl.losses.values import (
 __all__ = [
     "approximate_kl",
     "categorical_loss",
+    "categorical_mean",
     "categorical_projection",
     "clipped_surrogate_loss",
     "clipped_value_loss",

@@ -37,6 +37,11 @@ def categorical_projection(support: Tensor, probs: Tensor, reward: Tensor, disco
     return empty.scatter_add(-1, below, probs * (1.0 - share)).scatter_add(-1, below + 1, probs * share)
 
 
+def categorical_mean(support: Tensor, logits: Tensor) -> Tensor:
+    """`[...]` the mean of the distribution over a support `[N]` that logits `[..., N]` stand for."""
+    return (torch.softmax(logits, -1) * support).sum(-1)
+
+
 def categorical_loss(logits: Tensor, probs: Tensor) -> Tensor:
     """The cross-entropy of a distribution `[..., N]` under logits `[..., N]`, `[...]` (Bellemare et al. 2017, section 4)."""
     return -(probs * torch.log_softmax(logits, -1)).sum(-1)

@@ -10,7 +10,7 @@ import torch
 from conftest import CONTINUOUS, assert_trees_equal
 from tensordict import TensorDict
 
-from purerl import SpentError, algos, compile, distributions, envs, fuse, nets, random, tree, vmap
+from purerl import SpentError, algos, compile, distributions, envs, fuse, nets, normalize, random, tree, vmap
 from purerl.algos import continuous as ac
 from purerl.algos import ensembles
 from purerl.base import Batch, Env, EnvSpec
@@ -32,6 +32,15 @@ VARIANTS = {
         "adam_b1": 0.5,
         "n_quantiles": 5,
         "n_dropped": 1,
+    },
+    "sac unit": {
+        "temperature": 0.02,
+        "learn_temperature": False,
+        "batch_norm": True,
+        "unit_weights": True,
+        "critic_hidden": (64, 64),
+        "n_atoms": 51,
+        "normalize_reward": True,
     },
 }
 SMALL = {
@@ -129,6 +138,8 @@ def check(algo, env, state):
         seen = model.see(state.moments, obs)
         critics = model.critics
         found = critics.head.values(critics.at(state.params, seen, model.actions.inward(action), random.key(0)))
+        if algo.config.normalize_reward:
+            found = found * normalize.reward_unit(state.reward_scale, critics.head.bound)
         entropy = 0.2 if name == "sac" else 0.0  # a soft value holds the entropy's too
         torch.testing.assert_close(found.mean(0), torch.full((3,), value), rtol=0, atol=0.15 * value + entropy * value)
 
@@ -268,8 +279,8 @@ def test_log_probabilities_of_a_squashed_gaussian_integrate_to_one():
 
 def test_a_subset_of_critics_is_drawn_and_its_least_believed():
     q = torch.arange(12.0).reshape(4, 3)
-    assert torch.equal(ensembles.least(q, 4, random.key(0)), q[0])
-    found = torch.stack([ensembles.least(q, 2, key)[0] for key in random.split(random.key(0), 300)])
+    assert ensembles.some(q, 4, random.key(0)) is q
+    found = torch.stack([ensembles.some(q, 2, key).amin(0)[0] for key in random.split(random.key(0), 300)])
     counts = [(found == value).float().mean().item() for value in q[:, 0]]
     assert counts == pytest.approx([1 / 2, 1 / 3, 1 / 6, 0], abs=0.08)  # the least of two of four
     assert torch.equal(ensembles.number(2, "mean").believe(q[..., None]), q.mean(0))
@@ -294,6 +305,36 @@ def test_truncated_quantiles_by_hand():
     ]
     torch.testing.assert_close(loss[:, 0], torch.tensor([sum(each[:3]) / 3, sum(each[3:]) / 3]))
     torch.testing.assert_close(error[:, 0], 1.25 - out[:, 0].mean(-1))
+
+
+def test_a_categorical_critic_by_hand():
+    """Two critics over the returns -1, 0 and 1 of one pair; the second has the lower mean, of which the target is made."""
+    head = ensembles.categorical(3, -1.0, 1.0, 2)
+    next_out = torch.tensor([[[0.25, 0.25, 0.5]], [[0.5, 0.25, 0.25]]]).log()
+    torch.testing.assert_close(head.values(next_out), torch.tensor([[0.25], [-0.25]]))
+    assert head.believe(next_out).item() == pytest.approx(-0.25)
+    assert head.bound == 1.0
+    wanted = head.wanted(next_out, torch.full((1,), 0.25), torch.full((1,), 0.5), torch.full((1,), 0.5), random.key(0))
+    # 0.25 + 0.5 * (z - 0.5) moves -1, 0 and 1 to -0.5, 0 and 0.5
+    torch.testing.assert_close(wanted, torch.tensor([[0.25, 0.25 + 0.25 + 0.125, 0.125]]))
+    out = torch.tensor([[[0.0, 0.0, 0.0]], [[1.0, 2.0, 3.0]]])
+    loss, error = head.loss(out, wanted)
+    torch.testing.assert_close(loss, -(wanted * torch.log_softmax(out, -1)).sum(-1))
+    torch.testing.assert_close(error[0], torch.tensor([-0.125]))
+
+
+def test_weights_before_a_normalisation_have_the_length_one():
+    """From the start on and after each step; the others are free."""
+    algo = make("sac unit", _probe().spec)
+    init, step = fuse(algo, _probe())
+    state = init(random.key(0))
+    for _ in range(3):
+        for name in ("hidden.0.weight", "hidden.1.weight"):
+            norms = state.algo.params["critics"][name].norm(dim=-1)
+            torch.testing.assert_close(norms, torch.ones_like(norms))
+        state, _ = step(state)
+    assert state.algo.updates > 0
+    assert not torch.allclose(state.algo.params["critics"]["out.weight"].norm(dim=-1), torch.ones(()))
 
 
 def test_both_ends_of_transitions_are_normalised_as_one_batch():
@@ -390,6 +431,9 @@ def test_bad_spaces(name, space, message):
     ("name", "config", "message"),
     [
         ("sac", {"n_quantiles": 3, "n_dropped": 3}, "SACConfig.n_dropped = 3 is not less than n_quantiles = 3"),
+        ("xqc", {"n_quantiles": 25}, "SACConfig.n_atoms = 101 and n_quantiles = 25: one of them has to be 0"),
+        ("xqc", {"v_min": 5.0}, "SACConfig.v_min = 5.0 is not less than v_max = 5.0"),
+        ("sac", {"unit_weights": True}, "SACConfig.unit_weights = True is for critics with batch_norm"),
         ("crossq", {"norm": "layer"}, "SACConfig.norm = 'layer' is not for critics with batch_norm, only 'none' is"),
         ("sac", {"dropout": 1.0}, "SACConfig.dropout = 1.0 is not a number between 0.0 and 0.99"),
         ("sac", {"subset": 3}, "SACConfig.subset = 3 is more than n_critics = 2"),

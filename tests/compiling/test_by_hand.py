@@ -29,6 +29,7 @@ CONFIGS = {
     "droq": {**CRITICS, "policy_every": 4},
     "tqc": {**CRITICS, "policy_every": 4, "n_quantiles": 5},
     "crossq": {**CRITICS, "policy_every": 4, "critic_hidden": (8, 8)},
+    "xqc": {**CRITICS, "policy_every": 4, "critic_hidden": (8, 8), "n_atoms": 11},
 }
 
 

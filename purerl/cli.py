@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -254,7 +254,7 @@ def _run(run: training.Run, place: Path, out: Path, resume: bool) -> None:
                 said.add(lane)
                 _say(f"lane {lane} stopped after {steps} steps: its state was not finite; the last good one is kept")
 
-    show = _bar if console.is_terminal else _lines
+    show, others = _bar if console.is_terminal else _lines, set(threading.enumerate())
     try:
         with show(run) as tell, _ending_politely():
 
@@ -264,7 +264,7 @@ def _run(run: training.Run, place: Path, out: Path, resume: bool) -> None:
 
             failures = training.train(run, place, resume, report)
     except KeyboardInterrupt:
-        _end(f"interrupted; go on with: purerl resume {out}")
+        _end(f"interrupted; go on with: purerl resume {out}", others)
     except (CheckpointError, RoomError):
         raise
     except Exception as error:
@@ -273,7 +273,7 @@ def _run(run: training.Run, place: Path, out: Path, resume: bool) -> None:
             write_atomically(place / "error.log", traceback.format_exc().encode())
             message += f"\nits traceback is in {out / 'error.log'}"
         notes = getattr(error, "__notes__", [])
-        _end("\n".join([message, *(f"{note}; go on with: purerl resume {out}" for note in notes)]))
+        _end("\n".join([message, *(f"{note}; go on with: purerl resume {out}" for note in notes)]), others)
     say(failures)
     _say(f"run: {out}")
     if failures:
@@ -357,13 +357,13 @@ def _ending_politely() -> Iterator[None]:
             signal.signal(n, before)
 
 
-def _end(message: str) -> NoReturn:
-    """End in one line, now: a thread that still compiles is not waited for."""
+def _end(message: str, others: Set[threading.Thread]) -> NoReturn:
+    """End in one line, now: a thread that still compiles is not waited for, unless it is one of `others`, which are not ours."""
     error = click.ClickException(message)
-    others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
-    for thread in others:
+    ours = [thread for thread in threading.enumerate() if thread not in others and not thread.daemon]
+    for thread in ours:
         thread.join(0.2)
-    if any(thread.is_alive() for thread in others):
+    if any(thread.is_alive() for thread in ours):
         error.show()
         sys.stderr.flush()
         os._exit(error.exit_code)

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -303,6 +304,24 @@ def test_what_nobody_expected_is_named_and_its_traceback_kept(tmp_path, monkeypa
     assert f"Error: KeyError: 'boom'\nits traceback is in {out / 'error.log'}\nthe run up to there is saved" in result.output
     assert result.output.rstrip().endswith(f"go on with: purerl resume {out}")
     assert "KeyError: 'boom'" in (out / "error.log").read_text()
+
+
+def test_threads_of_others_are_no_reason_to_end_their_process(tmp_path, monkeypatch):
+    def train(*args):
+        raise KeyError("boom")
+
+    monkeypatch.setattr(cli.training, "train", train)
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert invoke([*TRAIN, "--steps", "1024"], tmp_path).exit_code == 1
+    finally:
+        done.set()
+        thread.join()
+    assert not ended
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):

@@ -1,5 +1,6 @@
 """From a graph to a program: torch's compiler with the settings that suit many small networks."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._higher_order_ops import utils
 from torch._inductor import config
+from torch._inductor.codegen import cpp
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.cpu_vec_isa import VecISA
 from torch._inductor.custom_graph_pass import get_hash_for_files
+from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from purerl import random
@@ -31,7 +34,15 @@ def build(graph: Graph, threads: int) -> tuple[Callable[[list[Tensor]], list[Ten
     """
     inputs = [node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")]
     mode = inputs[0].fake_mode if inputs else FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad(), config.patch(options(threads)), tracing(TracingContext(mode)), _without_probes(), _ordered():
+    with (
+        torch.no_grad(),
+        config.patch(options(threads)),
+        tracing(TracingContext(mode)),
+        _without_probes(),
+        _ordered(),
+        _told_once(),
+        _strides_kept(),
+    ):
         program: Any = compile_fx_inner(graph.module, inputs, cpp_wrapper=CPP_WRAPPER)
     return program, _library(program) if all(x.device.type == "cpu" for x in inputs) else None
 
@@ -57,6 +68,17 @@ def _ordered() -> Any:
         return (*aliases, sorted(set(written)))
 
     return mock.patch.object(utils, "check_input_alias_and_mutation", ordered)
+
+
+def _told_once() -> Any:
+    """There is one object that tells dtypes; inductor fills it anew for each operation of each kernel."""
+    DtypePropagationOpsHandler()
+    return mock.patch.object(DtypePropagationOpsHandler, "__init__", return_value=None)
+
+
+def _strides_kept() -> Any:
+    """Inductor simplifies the same expressions for the strides in its kernels several times, and remembers the last 128 only."""
+    return mock.patch.object(cpp, "stride_at_vec_range", functools.cache(cpp.stride_at_vec_range.__wrapped__))
 
 
 def options(threads: int) -> dict[str, Any]:

@@ -77,21 +77,38 @@ def _is_counted(loop: Any) -> bool:
     CallFunctionVarArgs(torch.ops.higher_order.scan), extra_check=lambda match: _is_counted(match.nodes[0]), pass_dict=_counted
 )
 def _(match: Match, body: Any, carry: list, xs: list, closed_over: tuple) -> None:
-    """Inductor makes a loop of a scan that ends with its `xs`; this one ends with a count."""
-    turn, n = getattr(match.graph.owning_module, body.target), len(carry)
+    """Inductor makes a loop of a scan that ends with its `xs`; this one ends with a count. Its turn, which would take seconds to
+    be traced once more, is given the number of turns, and counts on."""
+    graph: Any = match.graph
+    scan: Any = match.nodes[0]
+    module, turns = graph.owning_module, xs[0].args[0]
+    turn = getattr(module, body.target)
+    inputs, output = turn.graph.find_nodes(op="placeholder"), turn.graph.output_node()
+    none = turns.meta["val"].new_zeros((), dtype=torch.int64)
+    with turn.graph.inserting_before(inputs[0]):
+        i = turn.graph.placeholder("i")
+    with turn.graph.inserting_before(output):
+        next_i = turn.graph.call_function(aten.add.Tensor, (i, 1))
+    i.meta["val"], next_i.meta["val"] = none, none + 1
+    output.args = ((next_i, *output.args[0]),)
 
-    def lower(turns: Tensor, *operands: Tensor) -> list[Tensor]:
-        def goes_on(i: Tensor, *args: Tensor) -> Tensor:
-            return i < args[n]
+    goes_on = torch.fx.Graph()
+    own = [goes_on.node_copy(x) for x in (i, *inputs)]
+    is_less = goes_on.call_function(aten.lt.Tensor, (own[0], own[1 + len(carry)]))
+    is_less.meta["val"] = none < turns.meta["val"]
+    goes_on.output(is_less)
 
-        def next_turn(i: Tensor, *args: Tensor) -> tuple[Tensor, ...]:
-            return i + 1, *turn(*args[:n], args[n], *args[n + 1 :])
-
-        start = torch.zeros((), dtype=torch.int64)
-        loop = torch.ops.higher_order.while_loop
-        return list(loop(goes_on, next_turn, (start, *operands[:n]), (turns, *operands[n:])))[1:]
-
-    match.replace_by_example(lower, [xs[0].args[0], *carry, *closed_over], run_functional_passes=False)
+    parts: dict[str, Any] = {f"{body.target}_goes_on": ({}, goes_on), f"{body.target}_counted": (turn, turn.graph)}
+    for name, part in parts.items():
+        setattr(module, name, torch.fx.GraphModule(*part))
+    with graph.inserting_before(scan):
+        start = graph.call_function(aten.full.default, ([], 0), {"dtype": torch.int64, "device": none.device})
+        operands = (*map(graph.get_attr, parts), (start, *carry), (turns, *closed_over))
+        loop = graph.call_function(torch.ops.higher_order.while_loop, operands)
+    start.meta["val"], loop.meta["val"] = none, (none, *scan.meta["val"])
+    for result in list(scan.users):
+        result.args = (loop, result.args[1] + 1)
+    graph.erase_node(scan)
 
 
 class CheapTanh(CustomGraphPass):

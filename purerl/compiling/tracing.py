@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -77,7 +78,7 @@ def trace(
 
     tracer = make_fx(_watched(f, written), select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
-        with torch.no_grad(), compiling.tracing_now() as written_at:
+        with torch.no_grad(), _use_lazy_graph_module(True), compiling.tracing_now() as written_at:
             module = tracer(*examples)
     except RuntimeError as error:
         if any(words in str(error) for words in _VALUES):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import sympy
 import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
@@ -17,6 +18,7 @@ from torch._inductor.cpu_vec_isa import VecISA
 from torch._inductor.custom_graph_pass import get_hash_for_files
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
 from purerl import random
 from purerl.compiling import disk, passes
@@ -34,17 +36,18 @@ def build(graph: Graph, threads: int) -> tuple[Callable[[list[Tensor]], list[Ten
     """
     inputs = [node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")]
     mode = inputs[0].fake_mode if inputs else FakeTensorMode(allow_non_fake_inputs=True)
+    on_cpu = all(x.device.type == "cpu" for x in inputs)
     with (
         torch.no_grad(),
-        config.patch(options(threads)),
+        config.patch({**options(threads), "fx_graph_cache": not on_cpu}),  # programs for the CPU are kept by `disk`
         tracing(TracingContext(mode)),
         _without_probes(),
         _ordered(),
         _told_once(),
-        _strides_kept(),
+        _strides_found_soon(),
     ):
         program: Any = compile_fx_inner(graph.module, inputs, cpp_wrapper=CPP_WRAPPER)
-    return program, _library(program) if all(x.device.type == "cpu" for x in inputs) else None
+    return program, _library(program) if on_cpu else None
 
 
 def _library(program: Any) -> Path | None:
@@ -76,9 +79,16 @@ def _told_once() -> Any:
     return mock.patch.object(DtypePropagationOpsHandler, "__init__", return_value=None)
 
 
-def _strides_kept() -> Any:
-    """Inductor simplifies the same expressions for the strides in its kernels several times, and remembers the last 128 only."""
-    return mock.patch.object(cpp, "stride_at_vec_range", functools.cache(cpp.stride_at_vec_range.__wrapped__))
+def _strides_found_soon() -> Any:
+    """Inductor finds the strides of what its kernels read and write by simplifying general expressions; nearly all are sums."""
+    ask = cpp.stride_at_vec_range
+
+    @functools.cache
+    def stride(index: Any, var: Any, vec_length: int | None = None) -> Any:
+        slope = None if index.has(FloorDiv, ModularIndexing, sympy.Rel) else index.diff(var)
+        return slope if slope is not None and slope.is_number else ask(index, var, vec_length)
+
+    return mock.patch.object(cpp, "stride_at_vec_range", stride)
 
 
 def options(threads: int) -> dict[str, Any]:

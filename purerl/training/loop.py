@@ -57,7 +57,7 @@ def train(
         Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
     """
     out = out.absolute()  # an environment may go to another folder
-    with checkpoint.locked(out), _threads(run.threads or torch.get_num_threads()), _keeping_freed_memory(), _thawing():
+    with checkpoint.locked(out), _threads(run.threads or torch.get_num_threads()), _keeping_freed_memory(), _collecting_once():
         return _train(run, out, resume, report, checkpoint_every)
 
 
@@ -86,12 +86,15 @@ def _keeping_freed_memory() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _thawing() -> Iterator[None]:
-    """Let the garbage collector visit again what is frozen meanwhile, unless something was before: it cannot be told apart."""
-    frozen = gc.get_freeze_count()
+def _collecting_once() -> Iterator[None]:
+    """Let the garbage collector rest until the first update is made, which compiles (`Pace`), and visit again in the end what is
+    frozen from then on, unless something was before: it cannot be told apart."""
+    collects, frozen = gc.isenabled(), gc.get_freeze_count()
+    gc.disable()
     try:
         yield
     finally:
+        (gc.enable if collects else gc.disable)()
         if not frozen:
             gc.unfreeze()
 
@@ -126,6 +129,7 @@ class Pace:
         if update == self._first:
             gc.collect()
             gc.freeze()  # what compiling leaves behind needs no visit by the garbage collector
+            gc.enable()
             self._start = now
         elif update > self._first:
             self._each = (now - self._start) / (update - self._first)

@@ -541,7 +541,7 @@ def size():
     return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
 
 training.train(training.load_run(Path(sys.argv[1])), Path(sys.argv[1]))
-assert gc.get_freeze_count() == 0
+assert (gc.get_freeze_count(), gc.isenabled()) == (0, True)
 before, gigabyte = size(), 1 << 30
 large = torch.empty(gigabyte, dtype=torch.uint8)
 assert size() - before > gigabyte / 2

@@ -1,9 +1,11 @@
 """The command line: flags from the config dataclasses, and nothing else."""
 
 import ast
+import atexit
 import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import os
 import signal
@@ -194,6 +196,7 @@ def main() -> None:
     warnings.formatwarning = lambda message, category, *rest: f"{category.__name__}: {message}\n"  # without a line of the source
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # for environments and algorithms in modules of one's own
+    atexit.register(gc.freeze)  # the interpreter would look through all of torch for garbage before it ends
 
 
 main.add_command(_Algorithms("train", help="Train an algorithm: purerl train ppo --env CartPole-v1 --seeds 16 --out runs/demo"))

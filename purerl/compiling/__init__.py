@@ -13,6 +13,8 @@ this room was not tried with.
 | `_higher_order_ops`: `scan_op`, `reenter_make_fx` | the loop in the graph | test_scan_takes_a_gradient_inside |
 | `_inductor.compile_fx_inner`, `_guards` | from the graph to a program | every test of `compile` |
 | `_inductor`: settings, passes, the ISA probe | speed, corrections | test_compiled_tanh_uses_it, test_what_a_turn_leaves_... |
+| `_inductor.codegen.cpp.stride_at_vec_range`, `_inductor.dtype_propagation` | compiling sooner | every test of `compile` |
+| `fx._lazy_graph_module` | graphs whose code nobody runs get none | every test of `compile` |
 | `_C._aoti`, `_C._dynamo.guards` | a program from disk | test_other_processes_load_what_one_has_compiled |
 | `_subclasses`: `unset_fake_temporarily` | a loop's own copy of a constant | test_what_an_inner_and_an_outer_loop_both_... |
 | `_cdata` of a storage, `_ops.OpOverload` | who shares memory, who writes | test_memory_that_was_written_cannot_be_... |

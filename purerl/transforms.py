@@ -90,17 +90,20 @@ def _run_in_place(program: programs.Built, tensors: list[Tensor]) -> list[Tensor
     return [next(kept) if is_donated else next(rest) for is_donated in tree.donated(program.structure)]
 
 
-def iterate(step: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any, int], tuple[Any, Any]]:
+def iterate(step: Callable[[Any], tuple[Any, Any]], threads: int = 1) -> Callable[[Any, int], tuple[Any, Any]]:
     """`n` times `step(state) -> (state, info)`, compiled.
 
     On a CPU that is one program, with a loop of `n` turns. On a GPU a step's kernels are recorded at the first call and replayed
     from then on, with no work for the processor in between.
 
+    Args:
+        threads: as `compile` takes them.
+
     Returns:
         `run(state, n)`: the state after `n >= 1` steps, and the last one's info.
     """
     recorded: dict[Any, Callable] = {}
-    compiled, looped = compile(step), compile(partial(repeat, step))
+    compiled, looped = compile(step, threads), compile(partial(repeat, step), threads)
 
     def run(state: Any, n: int) -> tuple[Any, Any]:
         leaves, structure = tree.flatten(state)

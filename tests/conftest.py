@@ -36,7 +36,7 @@ def uncompiled(monkeypatch):
     """Runs are not compiled: that is not what their test is about."""
     from purerl import training
 
-    def iterate(step):
+    def iterate(step, threads=1):
         def run(state, n):
             for _ in range(n):
                 state, info = step(state)

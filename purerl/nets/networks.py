@@ -11,6 +11,7 @@ from purerl import random, tree
 from purerl.base import Carry, Inputs
 from purerl.nets.init import Scheme, apply, blank, orthogonal
 from purerl.nets.init import init as draw
+from purerl.transforms import shapes
 
 
 class Forward(Protocol):
@@ -105,8 +106,7 @@ def as_network(net: nn.Module | Network, scheme: Scheme, check: Check, example: 
     else:
         network, params = feed_forward(net, scheme, check), blank(net)
     carry = network.carry(example.first.shape[1])
-    with torch.no_grad():
-        check_carry(carry, network.forward(params, example, carry)[1])
+    check_carry(carry, shapes(lambda *args: network.forward(*args)[1], params, example, carry))
     return network
 
 

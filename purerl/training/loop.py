@@ -57,8 +57,9 @@ def train(
         Exception: whatever collecting, learning or evaluating raises, with a note that says whether the state before is saved.
     """
     out = out.absolute()  # an environment may go to another folder
-    with checkpoint.locked(out), _threads(run.threads or torch.get_num_threads()), _keeping_freed_memory(), _collecting_once():
-        return _train(run, out, resume, report, checkpoint_every)
+    threads = run.threads or torch.get_num_threads()
+    with checkpoint.locked(out), _one_thread(), _keeping_freed_memory(), _collecting_once():
+        return _train(run, out, resume, report, checkpoint_every, threads)
 
 
 @contextlib.contextmanager
@@ -100,10 +101,16 @@ def _collecting_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """Let torch compute with so many threads."""
+def _one_thread() -> Iterator[None]:
+    """Let torch compute with one thread here, and give back the others that it has made for this thread (OpenMP 5.0, 3.2.44).
+
+    Those that learn have threads of their own. Once there are more than cores OpenMP lets them sleep between two tasks, which takes
+    longer than the tasks.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(n)
+    torch.set_num_threads(1)
+    with contextlib.suppress(OSError, AttributeError):  # another OpenMP
+        ctypes.CDLL("libgomp.so.1").omp_pause_resource_all(2)
     try:
         yield
     finally:
@@ -197,7 +204,9 @@ def _environments(run: Run, env: Env | HostEnv, algo: Algorithm, meta: dict) -> 
     return known
 
 
-def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None], checkpoint_every: float) -> list[Failure]:
+def _train(
+    run: Run, out: Path, resume: bool, report: Callable[[Progress], None], checkpoint_every: float, threads: int
+) -> list[Failure]:
     check_device(run.device)
     algo, env = build(run)
     memory, n_lanes = held(algo), len(lanes(run))
@@ -207,7 +216,8 @@ def _train(run: Run, out: Path, resume: bool, report: Callable[[Progress], None]
     found, meta = _start(run, out, resume)
     begin, seconds, lost = int(meta.get("update", 0)), float(meta.get("seconds", 0.0)), int(meta.get("lost", 0))
     environments = _environments(run, env, algo, meta)
-    runner = make_runner(run, algo, env, initial_state(run, algo, env) if found is None else found, begin, environments)
+    state = initial_state(run, algo, env) if found is None else found
+    runner = make_runner(run, algo, env, state, begin, environments, threads)
     batch = algo.n_envs * algo.n_steps
     n_updates = run.steps // batch
     row_every = max(1, n_updates // 100)

@@ -20,7 +20,7 @@ from purerl.rollout import discount, fuse
 from purerl.training.run import Run, build, lane_name, lanes, load_run
 from purerl.transforms import compile, iterate, shapes, vmap
 
-LARGE = 200_000  # parameters from which an update is worth several threads
+LARGE = 50_000  # parameters from which an update is worth several threads
 PATIENCE = 1.0  # seconds that a thread at work has to come to an end
 
 
@@ -156,7 +156,13 @@ class Runner:
 
 
 def make_runner(
-    run: Run, algo: Algorithm, env: Env | envs.HostEnv, state: Lanes, update: int, environments: Mapping[str, Any] | None = None
+    run: Run,
+    algo: Algorithm,
+    env: Env | envs.HostEnv,
+    state: Lanes,
+    update: int,
+    environments: Mapping[str, Any] | None = None,
+    threads: int | None = None,
 ) -> Runner:
     """The run, about to go on from this state of all lanes, in which each has made so many updates.
 
@@ -164,14 +170,21 @@ def make_runner(
 
     Args:
         environments: as `Runner.environments` gave them; empty for new ones whose state can be told, None where it cannot.
+        threads: of the CPU, for all tiles together; as many as torch has when omitted.
     """
+    threads = threads or torch.get_num_threads()
     if not isinstance(env, Env):
-        return Runner(host_program(algo, env, update, run, environments), [state], update)
-    n_lanes, cores = len(state.going), torch.get_num_threads() if run.device == "cpu" else 1
+        return Runner(host_program(algo, env, update, run, environments, threads), [state], update)
+    n_lanes, cores = len(state.going), threads if run.device == "cpu" else 1
     n_tiles = max(n for n in range(1, cores + 1) if n_lanes % n == 0)
     size = n_lanes // n_tiles
     tiles = [tree.index(state, slice(i * size, (i + 1) * size)) for i in range(n_tiles)]
-    return Runner(pure_program(algo, env), tiles, update)
+    return Runner(pure_program(algo, env, cores // n_tiles), tiles, update)
+
+
+def worth(algo: Algorithm, state: Any, threads: int) -> int:
+    """How many of these threads an update is worth, by the size of what acts."""
+    return threads if sum(x.numel() for x in tree.leaves(algo.acting(state))) > LARGE else 1
 
 
 def guard(step: Callable, example: Any) -> Callable:
@@ -209,27 +222,30 @@ def _leaves(state: Any) -> tuple[list[Tensor], list[bool]]:
     return leaves, tree.donated(structure)
 
 
-def pure_program(algo: Algorithm, env: Env) -> Program:
-    """Rollout and update fused."""
+def pure_program(algo: Algorithm, env: Env, threads: int) -> Program:
+    """Rollout and update fused, by up to so many threads."""
     init, step = fuse(algo, env)
-    guarded = vmap(guard(step, shapes(init, random.key(0))))
+    example = shapes(init, random.key(0))
+    guarded, threads = vmap(guard(step, example)), worth(algo, example.algo, threads)
 
     def one(state: tuple[dict, Tensor, Tensor]) -> tuple[tuple[dict, Tensor, Tensor], TensorDict]:
         packed, going, updates, info = guarded(*state)
         return (packed, going, updates), info
 
-    many = iterate(one)
+    many = iterate(one, threads)
 
     def advance(tile: Lanes, n: int) -> Iterator[Step]:
         packed, unpack = tree.pack(tile.learner, axes=1)
         (packed, going, updates), info = many((packed, tile.going, tile.updates), n)
         yield Step(n, Lanes(learner=unpack(packed), going=going, updates=updates), info)
 
-    return Program(advance)
+    return Program(advance, threads)
 
 
-def host_program(algo: Algorithm, env: envs.HostEnv, start: int, run: Run, begun: Mapping[str, Any] | None = None) -> Program:
-    """Collect from outside, then update; about to make update number `start`.
+def host_program(
+    algo: Algorithm, env: envs.HostEnv, start: int, run: Run, begun: Mapping[str, Any] | None = None, threads: int = 1
+) -> Program:
+    """Collect from outside, then update, by up to so many threads; about to make update number `start`.
 
     Args:
         begun: `opened`, the update before which the environments were opened, and `environments`, their state (`Feed.save`); empty
@@ -241,8 +257,7 @@ def host_program(algo: Algorithm, env: envs.HostEnv, start: int, run: Run, begun
         return HostState(algo=algo_state, episodes=record_episodes(state.episodes, batch), key=state.key), info
 
     example = shapes(make_init(algo, env, run), random.key(0))
-    n_params = sum(x.numel() for x in tree.leaves(algo.acting(example.algo)))
-    threads = torch.get_num_threads() if n_params > LARGE else 1
+    threads = worth(algo, example.algo, threads)
     compiled = compile(vmap(guard(learn, example)), threads)
     feed: samplers.Feed | None = None
     between = True  # two batches

@@ -4,8 +4,9 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from purerl import envs, fuse, make_a2c, make_policy, make_ppo, nets, random, vmap
+from purerl import envs, fuse, make_a2c, make_policy, make_ppo, nets, random, tree, vmap
 from purerl.algos import PPOConfig
+from purerl.spaces import blank_inputs
 
 
 def test_orthogonal_rows_or_columns():
@@ -33,6 +34,26 @@ def test_a_module_of_ones_own_on_the_meta_device():
     real = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
     real.load_state_dict(dict(params.items()))
     torch.testing.assert_close(real(torch.ones(5, 4)), nets.apply(net, params, torch.ones(5, 4)))
+
+
+@pytest.mark.torch_modules
+def test_a_network_is_tried_out_without_computing():
+    """Only its shapes are of interest, whatever it costs; one that looks at a number is tried out on zeros."""
+    seen = []
+
+    class Looks(nn.Module):
+        def __init__(self, at_numbers):
+            super().__init__()
+            self.layer, self.at_numbers = nn.Linear(4, 2), at_numbers
+
+        def forward(self, obs):
+            seen.append(obs.device.type)
+            return self.layer(obs) * (1 + float(obs.sum())) if self.at_numbers else self.layer(obs)
+
+    example = tree.map(lambda x: x[None], blank_inputs(envs.make("CartPole-v1").spec, 3))
+    for at_numbers in (False, True):
+        nets.as_network(Looks(at_numbers), nets.SCHEMES["torch"], lambda out, lead: None, example)
+    assert seen == ["meta", "meta", "cpu"]
 
 
 @pytest.mark.torch_modules

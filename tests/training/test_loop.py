@@ -558,6 +558,43 @@ def test_training_leaves_the_process_as_it_was(tmp_path, small_run):
     assert done.returncode == 0, done.stderr
 
 
+TEAMS = """
+import os
+import torch
+from purerl.training.loop import _one_thread
+
+def n_threads():
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(2)
+before = n_threads()
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+assert n_threads() == before + 1
+with _one_thread():
+    assert (n_threads(), torch.get_num_threads()) == (before, 1)
+assert torch.get_num_threads() == 2
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system tells no threads")
+def test_the_main_thread_gives_back_its_threads():
+    """OpenMP lets all sleep between two tasks where they are more than the cores."""
+    done = subprocess.run([sys.executable, "-c", TEAMS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("hidden", "threads"), [((8,), 1), ((256, 256), 2)])
+@pytest.mark.parametrize("name", ["CartPole-v1", "gym:CartPole-v1"])
+def test_large_networks_learn_in_several_threads(tmp_path, small_run, hidden, threads, name):
+    run = small_run(tmp_path, overrides={"hidden": hidden}, env=name)
+    algo, env = training.build(run)
+    if name.startswith("gym:"):
+        program = training.programs.host_program(algo, env, 0, run, threads=2)
+    else:
+        program = training.programs.pure_program(algo, env, 2)
+    assert program.threads == threads
+
+
 def test_two_cannot_train_the_same_run(tmp_path, small_run):
     run = small_run(tmp_path)
 

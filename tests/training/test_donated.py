@@ -331,7 +331,7 @@ def test_an_update_that_fails_among_several(tmp_path, monkeypatch, torn):
     torch.set_num_threads(1)
     calls = []
 
-    def iterate(step):
+    def iterate(step, threads=1):
         def run(state, n):
             calls.append(n)
             if len(calls) == 2:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ SCRIPTS = Path(__file__).parent / "peers"
 
 
 def python(name: str) -> Path:
-    """The interpreter of an environment, whether it is there or not."""
+    """The interpreter of an environment, whether it is there or not; without a name this one."""
+    if not name:
+        return Path(sys.executable)
     return Path(os.environ.get("PURERL_PEERS", ".nox/peers")).resolve() / name / "bin" / "python"
 
 

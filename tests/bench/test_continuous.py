@@ -1,5 +1,6 @@
 """Continuous control whole, against Stable-Baselines3 and rejax; and gradient steps against their matrix products."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -22,29 +23,24 @@ ACTOR = [(N_OBS, HIDDEN), (HIDDEN, HIDDEN)]
 Products = Callable[[], object]
 
 
-def sb3(algo: str) -> Side:
-    """Stable-Baselines3 with the same settings, which updates the policy of SAC as often."""
-    import stable_baselines3 as sb3
-
-    model = getattr(sb3, algo.upper())(
-        "MlpPolicy",
-        "HalfCheetah-v5",
-        buffer_size=SMALL["capacity"],
-        learning_starts=SMALL["learning_starts"],
-        batch_size=BATCH,
-        train_freq=1,
-        gradient_steps=1,
-        policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
-        device="cpu",
-    )
-    model.learn(200)
-    return repeated(lambda: model.learn(200, reset_num_timesteps=False), 1, 200)
+SB3 = {
+    "buffer_size": SMALL["capacity"],
+    "learning_starts": SMALL["learning_starts"],
+    "batch_size": BATCH,
+    "train_freq": 1,
+    "gradient_steps": 1,
+    "policy_kwargs": {"net_arch": [HIDDEN, HIDDEN]},
+}
 
 
 @contextmanager
 def cheetah(algo: str, rounds: int) -> Iterator[Mapping[str, Side]]:
-    with training(algo, SMALL, 1, 300, max(rounds, 15) + 2, "HalfCheetah-v5") as side:
-        yield {"purerl": side, "SB3": sb3(algo)}
+    """SB3 has the same settings, and updates the policy of SAC as often."""
+    with (
+        training(algo, SMALL, 1, 300, max(rounds, 15) + 2, "HalfCheetah-v5") as side,
+        rival("", "sb3_train.py", algo.upper(), "HalfCheetah-v5", 200, json.dumps(SB3)) as sb3,
+    ):
+        yield {"purerl": side, "SB3": sb3}
 
 
 @contextmanager

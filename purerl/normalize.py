@@ -87,7 +87,7 @@ def update_reward_scale(scale: RewardScale, batch: Batch, gamma: float | Tensor)
 
 def reward_unit(scale: RewardScale, bound: float = float("inf")) -> Tensor:
     """`[]` the standard deviation of the discounted return, as in Gymnasium's NormalizeReward; or more, so that no return seen so
-    far is beyond `bound` such units (Lee et al. 2025, "Hyperspherical normalization for scalable deep RL", eq. 18)."""
+    far is beyond `bound` such units (Lee et al. 2025, "Hyperspherical normalization for scalable deep RL")."""
     return torch.maximum(torch.sqrt(scale.moments.variance + _EPS), scale.largest / bound)
 
 

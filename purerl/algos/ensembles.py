@@ -148,7 +148,7 @@ def unit_rows(x: Any) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
 
 
-def some(out: Tensor, subset: int, key: Tensor) -> Tensor:
+def random_subset(out: Tensor, subset: int, key: Tensor) -> Tensor:
     """`[subset, ...]` what some of the critics `[N, ...]` say, all or a random subset of them (Chen et al. 2021)."""
     return out if subset == len(out) else out[random.permutation(key, len(out))[:subset]]
 
@@ -171,7 +171,7 @@ def number(subset: int, belief: str = "least") -> Head:
         return out.squeeze(-1)
 
     def wanted(next_out: Tensor, reward: Tensor, discount: Tensor, cost: Tensor, key: Tensor) -> Tensor:
-        return reward + discount * (some(values(next_out), subset, key).amin(0) - cost)
+        return reward + discount * (random_subset(values(next_out), subset, key).amin(0) - cost)
 
     def loss(out: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         error = wanted - values(out)
@@ -212,7 +212,7 @@ def categorical(n_atoms: int, v_min: float, v_max: float, subset: int, belief: s
         return losses.categorical_mean(support(out), out)
 
     def wanted(next_out: Tensor, reward: Tensor, discount: Tensor, cost: Tensor, key: Tensor) -> Tensor:
-        asked = some(next_out, subset, key)
+        asked = random_subset(next_out, subset, key)
         which = values(asked).argmin(0)[None, :, None].expand(1, *asked.shape[1:])
         probs = torch.softmax(asked.gather(0, which)[0], -1)
         return losses.categorical_projection(support(probs), probs, reward - discount * cost, discount)

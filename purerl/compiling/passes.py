@@ -109,6 +109,8 @@ def _(match: Match, body: Any, carry: list, xs: list, closed_over: tuple) -> Non
     for result in list(scan.users):
         result.args = (loop, result.args[1] + 1)
     graph.erase_node(scan)
+    graph.erase_node(body)
+    delattr(module, body.target)
 
 
 class CheapTanh(CustomGraphPass):

@@ -102,7 +102,7 @@ def _collecting_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let torch compute with one thread here, and give back the others that it has made for this thread (OpenMP 5.0, 3.2.44).
+    """Let torch compute with one thread here, and give back the others that it has made for this thread (`omp_pause_resource_all`).
 
     Those that learn have threads of their own. Once there are more than cores OpenMP lets them sleep between two tasks, which takes
     longer than the tasks.

@@ -182,7 +182,7 @@ def make_runner(
     return Runner(pure_program(algo, env, cores // n_tiles), tiles, update)
 
 
-def worth(algo: Algorithm, state: Any, threads: int) -> int:
+def useful_threads(algo: Algorithm, state: Any, threads: int) -> int:
     """How many of these threads an update is worth, by the size of what acts."""
     return threads if sum(x.numel() for x in tree.leaves(algo.acting(state))) > LARGE else 1
 
@@ -226,7 +226,7 @@ def pure_program(algo: Algorithm, env: Env, threads: int) -> Program:
     """Rollout and update fused, by up to so many threads."""
     init, step = fuse(algo, env)
     example = shapes(init, random.key(0))
-    guarded, threads = vmap(guard(step, example)), worth(algo, example.algo, threads)
+    guarded, threads = vmap(guard(step, example)), useful_threads(algo, example.algo, threads)
 
     def one(state: tuple[dict, Tensor, Tensor]) -> tuple[tuple[dict, Tensor, Tensor], TensorDict]:
         packed, going, updates, info = guarded(*state)
@@ -257,7 +257,7 @@ def host_program(
         return HostState(algo=algo_state, episodes=record_episodes(state.episodes, batch), key=state.key), info
 
     example = shapes(make_init(algo, env, run), random.key(0))
-    threads = worth(algo, example.algo, threads)
+    threads = useful_threads(algo, example.algo, threads)
     compiled = compile(vmap(guard(learn, example)), threads)
     feed: samplers.Feed | None = None
     between = True  # two batches

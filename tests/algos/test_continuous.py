@@ -279,8 +279,8 @@ def test_log_probabilities_of_a_squashed_gaussian_integrate_to_one():
 
 def test_a_subset_of_critics_is_drawn_and_its_least_believed():
     q = torch.arange(12.0).reshape(4, 3)
-    assert ensembles.some(q, 4, random.key(0)) is q
-    found = torch.stack([ensembles.some(q, 2, key).amin(0)[0] for key in random.split(random.key(0), 300)])
+    assert ensembles.random_subset(q, 4, random.key(0)) is q
+    found = torch.stack([ensembles.random_subset(q, 2, key).amin(0)[0] for key in random.split(random.key(0), 300)])
     counts = [(found == value).float().mean().item() for value in q[:, 0]]
     assert counts == pytest.approx([1 / 2, 1 / 3, 1 / 6, 0], abs=0.08)  # the least of two of four
     assert torch.equal(ensembles.number(2, "mean").believe(q[..., None]), q.mean(0))

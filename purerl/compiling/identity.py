@@ -25,7 +25,7 @@ def sources() -> bytes:
     """The digest of this package's sources."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(x for x in root.rglob("*") if x.suffix in (".py", ".h")):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.digest()
 

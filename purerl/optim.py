@@ -4,6 +4,7 @@
 or tensors, so that a learning rate can be a leaf one vmaps over. States do not depend on the numbers.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -82,6 +83,11 @@ def trace(momentum: Number, nesterov: bool = False) -> Optimizer:
     return Optimizer(lambda params: TensorDict(m=tree.map(torch.zeros_like, params)), update)
 
 
+def _power(base: Number, count: Tensor) -> Tensor:
+    """A decay to the power of a count. A compiler computes an exponential once, but a power anew for each parameter."""
+    return torch.exp(count * (base.log() if isinstance(base, Tensor) else math.log(base) if base else -math.inf))
+
+
 def scale_by_adam(b1: Number = 0.9, b2: Number = 0.999, eps: Number = 1e-8) -> Optimizer:
     """Adam's direction, bias-corrected (Kingma and Ba 2015, algorithm 1, with `eps` outside the root)."""
 
@@ -93,8 +99,8 @@ def scale_by_adam(b1: Number = 0.9, b2: Number = 0.999, eps: Number = 1e-8) -> O
         count = state["count"] + 1
         mu = tree.map(lambda m, g: b1 * m + (1 - b1) * g, state["mu"], grads)
         nu = tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state["nu"], grads)
-        c1, c2 = 1 - b1**count, torch.sqrt(1 - b2**count)
-        updates = tree.map(lambda m, v: (m / c1) / (torch.sqrt(v) / c2 + eps), mu, nu)
+        s1, s2 = 1 / (1 - _power(b1, count)), torch.rsqrt(1 - _power(b2, count))
+        updates = tree.map(lambda m, v: (m * s1) / (torch.sqrt(v) * s2 + eps), mu, nu)
         return updates, TensorDict(mu=mu, nu=nu, count=count)
 
     return Optimizer(init, update)
@@ -107,14 +113,15 @@ def scale_by_radam(b1: Number = 0.9, b2: Number = 0.999, eps: Number = 1e-8) -> 
     def update(grads: Any, state: TensorDict, params: Any) -> tuple[Any, TensorDict]:
         _, after = adam.update(grads, state, params)
         count = after["count"]
-        c1, c2 = 1 - b1**count, 1 - b2**count
+        power = _power(b2, count)
+        s1, c2 = 1 / (1 - _power(b1, count)), 1 - power
         longest = 2 / (1 - b2) - 1
-        length = longest - 2 * count * b2**count / c2
+        length = longest - 2 * count * power / c2
         rest = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
         rectifier = torch.sqrt(torch.clamp(rest, min=0.0))
 
         def direction(m: Tensor, v: Tensor) -> Tensor:
-            return m / c1 * torch.where(length > 5, rectifier * torch.sqrt(c2) / (torch.sqrt(v) + eps), 1.0)
+            return m * s1 * torch.where(length > 5, rectifier * torch.sqrt(c2) / (torch.sqrt(v) + eps), 1.0)
 
         return tree.map(direction, after["mu"], after["nu"]), after
 

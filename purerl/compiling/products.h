@@ -103,9 +103,13 @@ extern "C" void purerl_products(int64_t L, int64_t M, int64_t N, int64_t K, cons
         for (int64_t part = 0; part < parts; ++part) {
             const int64_t m = part * rows, m_now = std::min(rows, M - m);
             float* here = c + l * c_l + m * c_m;
-            if (bias)
-                for (int64_t i = 0; i < m_now; ++i)
-                    for (int64_t n = 0; n < N; ++n) here[i * c_m + n] = bias[l * bias_l + (m + i) * bias_m + n * bias_n];
+            for (int64_t i = 0; bias && i < m_now; ++i) {
+                const float* row = bias + l * bias_l + (m + i) * bias_m;
+                if (bias_n == 1)
+                    std::copy_n(row, N, here + i * c_m);
+                else
+                    for (int64_t n = 0; n < N; ++n) here[i * c_m + n] = row[n * bias_n];
+            }
             if (m_now > 0) product(m_now, N, K, {a + l * a_l + m * a_m, a_m, a_k}, {b + l * b_l, b_k, b_n}, here, c_m, bias != nullptr);
         }
 }

@@ -69,9 +69,10 @@ def _call(node: Any) -> str | None:
     before = PRODUCTS.get(node.cpp_kernel_name)
     if before is None or node.output_view is not None or any(node.kwargs.get(x, 1) != 1 for x in ("alpha", "beta")):
         return None
-    out, *inputs = (_operand(x) for x in (node, *node.inputs))
-    if out is None or None in inputs or out.stride[2] != 1 or 0 in (*out.size, inputs[-1].size[1]):
+    operands = [it for it in map(_operand, (node, *node.inputs)) if it is not None]
+    if len(operands) != 1 + len(node.inputs) or any(0 in it.size for it in operands) or operands[0].stride[2] != 1:
         return None
+    out, *inputs = operands
     a, b = inputs[before:]
     bias = _spread(inputs[0], out.size) if before else Operand("nullptr", out.size, (0, 0, 0))
     numbers = [*out.size, a.size[2], a.place, *a.stride, b.place, *b.stride, bias.place, *bias.stride, out.place, *out.stride[:2]]
@@ -83,7 +84,7 @@ def _operand(x: Any) -> Operand | None:
     numbers = (*layout.size, *layout.stride, layout.offset) if isinstance(layout, Layout) else ("unknown",)
     if layout.dtype != torch.float32 or layout.device.type != "cpu" or not all(str(n).isdigit() for n in numbers):
         return None
-    size, stride = ([int(n) for n in numbers] for numbers in (layout.size, layout.stride))
+    size, stride = [int(n) for n in layout.size], [int(n) for n in layout.stride]
     stride = [s if n > 1 else 0 for n, s in zip(size, stride, strict=True)]
     if len(size) > 1:  # of one row or column any stride is true: say the one of rows
         stride[-1] = stride[-1] if size[-1] > 1 else 1

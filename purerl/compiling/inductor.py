@@ -101,7 +101,7 @@ def options(threads: int) -> dict[str, Any]:
         "cpp.threads": threads,
         "cpp.enable_loop_tail_vec": False,
         "realize_opcount_threshold": 16,  # keeps the generator's rounds from being inlined into each other, exponentially
-        "post_grad_custom_pre_pass": passes.CheapTanh(),
+        "post_grad_custom_pre_pass": passes.Cheaper(),
         "post_grad_custom_post_pass": passes.OwnMemory(),
         "_post_fusion_custom_pass": passes.LoopBuffers(),
         "unsafe_marked_cacheable_functions": {"purerl.random.threefry2x32": get_hash_for_files((random.__file__,)).hex()},

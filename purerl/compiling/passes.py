@@ -65,6 +65,27 @@ def _(match: Match, x: torch.fx.Node) -> None:
     match.replace_by_example(rational_tanh, [x])
 
 
+def _transpose_factors(graph: torch.fx.Graph, product: torch.fx.Node) -> None:
+    """Where only the transpose of a product of `[L, M, K]` and `[L, K, N]` is used, multiply the factors' transposes."""
+    chain = [product]
+    while len(chain[-1].users) == 1 and (user := next(iter(chain[-1].users))).target in (aten.reshape.default, aten.view.default):
+        if user.meta["val"].shape != product.meta["val"].shape:
+            return
+        chain.append(user)
+    uses = list(chain[-1].users)
+    if not uses or any((x.target, list(x.args[1:])) != (aten.permute.default, [[0, 2, 1]]) for x in uses):
+        return
+    with graph.inserting_before(product):
+        factors = [graph.call_function(aten.permute.default, (x, [0, 2, 1])) for x in reversed(product.args)]  # type: ignore[arg-type]
+        transposed = graph.call_function(aten.bmm.default, tuple(factors))
+    for x in (*factors, transposed):
+        x.meta["val"] = x.target(*[y.meta["val"] if isinstance(y, torch.fx.Node) else y for y in x.args])  # type: ignore[operator]
+    for x in uses:
+        x.replace_all_uses_with(transposed)
+    for x in (*uses, *reversed(chain)):
+        graph.erase_node(x)
+
+
 _counted = PatternMatcherPass()
 
 
@@ -113,11 +134,16 @@ def _(match: Match, body: Any, carry: list, xs: list, closed_over: tuple) -> Non
     delattr(module, body.target)
 
 
-class CheapTanh(CustomGraphPass):
-    """Replace float32 `tanh` on the CPU by `rational_tanh`."""
+class Cheaper(CustomGraphPass):
+    """Replace float32 `tanh` on the CPU by `rational_tanh`, and the transpose of a product by the product of the transposes.
+
+    The gradient of an ensemble's weights comes as such a transpose, which would be copied number by number.
+    """
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         _rewrites.apply(graph)
+        for product in graph.find_nodes(op="call_function", target=aten.bmm.default):
+            _transpose_factors(graph, product)
 
     def uuid(self) -> bytes:
         return get_hash_for_files((__file__,))

@@ -19,12 +19,12 @@ SETTINGS = {
     "dqn": {
         "num_envs": 1,
         "buffer_size": 10_000,
-        "fill_buffer": 128,
+        "fill_buffer": 1,
         "batch_size": 128,
         "learning_rate": 2.5e-4,
         "agent_kwargs": {"activation": "relu"},
     },
-    "sac": {"num_envs": 1, "buffer_size": 100_000, "fill_buffer": 100, "batch_size": 256, "hidden_layer_sizes": (256, 256)},
+    "sac": {"num_envs": 1, "buffer_size": 100_000, "fill_buffer": 1, "batch_size": 256, "hidden_layer_sizes": (256, 256)},
 }
 algo = rejax.get_algo(name).create(env=env, total_timesteps=steps, eval_freq=steps, skip_initial_evaluation=True, **SETTINGS[name])
 algo = algo.replace(eval_callback=lambda a, ts, rng: ())

@@ -76,7 +76,7 @@ def _transpose_factors(graph: torch.fx.Graph, product: torch.fx.Node) -> None:
     if not uses or any((x.target, list(x.args[1:])) != (aten.permute.default, [[0, 2, 1]]) for x in uses):
         return
     with graph.inserting_before(product):
-        factors = [graph.call_function(aten.permute.default, (x, [0, 2, 1])) for x in reversed(product.args)]  # type: ignore[arg-type]
+        factors = [graph.call_function(aten.permute.default, (x, [0, 2, 1])) for x in reversed(product.args)]
         transposed = graph.call_function(aten.bmm.default, tuple(factors))
     for x in (*factors, transposed):
         x.meta["val"] = x.target(*[y.meta["val"] if isinstance(y, torch.fx.Node) else y for y in x.args])  # type: ignore[operator]

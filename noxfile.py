@@ -71,6 +71,7 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def learn(session: nox.Session) -> None:
-    """Full learning runs, their final returns and curves; `nox -s learn -- cartpole-ppo` runs one of them, or goes on with it."""
+    """Full learning runs, and the page of all there are; `nox -s learn -- cartpole-ppo` runs one of them, or goes on with it."""
     install(session, "mujoco,plot")
     session.run("python", "examples/learn.py", *session.posargs)
+    session.run("python", "examples/results.py")

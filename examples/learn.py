@@ -1,7 +1,7 @@
-"""The learning runs of the README's table: `python examples/learn.py [NAME...]`, of all if none is named.
+"""The learning runs of the results page: `python examples/learn.py [NAME...]`, of all if none is named.
 
 Each is left in `runs/learn/ENVIRONMENT/ALGORITHM`, and goes on there where an earlier call has ended. Its final return is printed
-beside its bar, and `runs/learn/ENVIRONMENT.png` has the curves of all that learnt there.
+beside its bar; `examples/results.py` makes the page of all that is there.
 """
 
 import sys
@@ -26,10 +26,16 @@ class Learning(NamedTuple):
     every: float = NEVER
     options: dict[str, Any] = {}
     place: str = ""
+    config: dict[str, Any] = {}
+    eval_every: int = 0  # by ten deterministic episodes, whose mean then counts
 
     @property
     def folder(self) -> Path:
         return ROOT / (self.place or self.env.replace("/", "-")) / self.algo
+
+    @property
+    def column(self) -> str:
+        return "Evaluation/ReturnAverage" if self.eval_every else "ReturnAverage"
 
 
 CONTROL = {
@@ -46,10 +52,17 @@ GAMES = {  # with PureJaxQL's and gymnax's protocol, which PPO is the mark for; 
 }
 
 
-def game(algo: str, protocol: str, name: str, steps: int, asked: float) -> Learning:
+DQN_ALSO = {
+    "Breakout": 10,
+    "Asterix": 17,
+    "SpaceInvaders": 44,
+}  # with a replay: fewer frames, and one update a frame as in the paper
+
+
+def game(algo: str, protocol: str, name: str, steps: int, asked: float, **config: Any) -> Learning:
     env = f"MinAtar/{name}-{'v1' if protocol == 'gymnax' else 'v0'}"
     options = {**GYMNAX, "max_episode_steps": LIMITS.get(name, 1000)} if protocol == "gymnax" else {}
-    return Learning(algo, env, 5, steps, asked, options=options, place=f"{protocol}-{name}")
+    return Learning(algo, env, 5, steps, asked, options=options, place=f"{protocol}-{name}", config=config)
 
 
 RUNS = {
@@ -61,12 +74,20 @@ RUNS = {
     "pendulum-ppo": Learning("ppo", "Pendulum-v1", 8, 1_000_000, -250),
     **{f"pendulum-{algo}": Learning(algo, "Pendulum-v1", 16, 20_000, asked) for algo, asked in PENDULUM.items()},
     "mountaincarcontinuous-sac": Learning("sac", "MountainCarContinuous-v0", 16, 100_000, 90),
-    **{f"halfcheetah-{algo}": Learning(algo, "HalfCheetah-v5", 3, 200_000, asked) for algo, asked in CHEETAH.items()},
+    **{
+        f"halfcheetah-{algo}": Learning(algo, "HalfCheetah-v5", 3, 200_000, asked, eval_every=10_000)
+        for algo, asked in CHEETAH.items()
+    },
     "halfcheetah-ppo": Learning("ppo", "HalfCheetah-v5", 3, 1_000_000, 1400),
     **{
         f"{protocol}-{name.lower()}-pqn": game("pqn", protocol, name, 10_000_000 if protocol == "gymnax" else 5_000_000, asked)
         for protocol, games in GAMES.items()
         for name, asked in games.items()
+    },
+    **{
+        f"minatar-{name.lower()}-{algo}": game(algo, "minatar", name, 1_000_000, asked, replay_ratio=ratio)
+        for algo, ratio in (("dqn", 32.0), ("rainbow", 8.0))
+        for name, asked in DQN_ALSO.items()
     },
 }
 
@@ -74,9 +95,11 @@ RUNS = {
 def learn(it: Learning) -> tuple[float, float]:
     """The mean over seeds of the last returns, and the worst one, of a run that is begun or gone on with."""
     if not (it.folder / "config.json").exists():
-        training.prepare(it.folder, training.plan(it.algo, it.env, it.seeds, it.steps, {}, env_options=it.options))
+        evaluating = training.Evaluating(eval_every=it.eval_every)
+        run = training.plan(it.algo, it.env, it.seeds, it.steps, it.config, env_options=it.options, evaluating=evaluating)
+        training.prepare(it.folder, run)
     training.train(training.load_run(it.folder), it.folder, resume=(it.folder / "checkpoints").exists())
-    _, values = plot.read_curves(it.folder, "ReturnAverage")[""]
+    _, values = plot.read_curves(it.folder, it.column)[""]
     return values[:, -1].mean(), values[:, -1].min()
 
 
@@ -93,8 +116,6 @@ def main(names: list[str]) -> int:
         print(
             f"{name:28} mean {mean:8.1f}  worst seed {worst:8.1f}  asked {it.asked:g}  {'ok' if passed else 'FAILED'}", flush=True
         )
-        place = it.folder.parent
-        plot.plot(sorted(x.parent for x in place.glob("*/config.json")), place.with_suffix(".png"))
     return failed
 
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,14 +57,10 @@ def interquartile_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     return centre, band.low, band.high
 
 
-def plot(folders: list[Path], out: Path, column: str = "ReturnAverage") -> Path:
-    """Draw the curves of one or several runs into one picture; a path without an ending becomes `.png`.
-
-    Returns:
-        The picture's path.
+def figure() -> tuple[Any, Any]:
+    """A figure to draw curves into, and its axes.
 
     Raises:
-        ValueError: as `read_curves`.
         ImportError: the `plot` extra is not installed.
     """
     try:
@@ -71,9 +68,16 @@ def plot(folders: list[Path], out: Path, column: str = "ReturnAverage") -> Path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f"plot: {error}; install what it needs with: {how_to_install('plot')}") from None
+    whole = Figure(figsize=(8, 5), layout="constrained")
+    return whole, whole.subplots()
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+
+def draw(axes: Any, folders: list[Path], column: str = "ReturnAverage") -> None:
+    """Draw the curves of one or several runs.
+
+    Raises:
+        ValueError: as `read_curves`.
+    """
     for folder in folders:
         for variant, (steps, values) in read_curves(folder, column).items():
             centre, low, high = interquartile_mean(values)
@@ -84,7 +88,26 @@ def plot(folders: list[Path], out: Path, column: str = "ReturnAverage") -> Path:
     axes.set_title("inter-quartile mean over seeds, 95 % bootstrap band")
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def save(whole: Any, out: Path) -> Path:
+    """Write a figure; a path without an ending becomes `.png`. Returns the picture's path."""
     out = out if out.suffix else out.with_suffix(".png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    whole.savefig(out, dpi=120)
     return out
+
+
+def plot(folders: list[Path], out: Path, column: str = "ReturnAverage") -> Path:
+    """Draw the curves of one or several runs into one picture; a path without an ending becomes `.png`.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        ValueError: as `read_curves`.
+        ImportError: the `plot` extra is not installed.
+    """
+    whole, axes = figure()
+    draw(axes, folders, column)
+    return save(whole, out)

@@ -97,8 +97,8 @@ def main(hardware: str) -> None:
     head = [
         "# Results\n",
         f"`python examples/learn.py` trained these, on {hardware}, and `python examples/results.py` made this page of what it",
-        "of which two or three ran side by side. The grey lines are what others publish; their protocols differ in details.\n",
-        "of which two or three went on side by side. The grey lines are what others publish; their protocols differ in details.\n",
+        "left in `runs/learn`. Settings are the presets' but where `learn.py` says otherwise; hours are of a run with all its",
+        "seeds, of which two or three ran side by side. The grey lines are what others publish; protocols differ in details.\n",
     ]
     PAGE.write_text("\n".join([*head, *(line for part in parts for line in part)]).rstrip() + "\n")
     print(f"{PAGE}: {sum(map(bool, parts))} environments")

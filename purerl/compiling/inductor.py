@@ -1,5 +1,6 @@
 """From a graph to a program: torch's compiler with the settings that suit many small networks."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def build(graph: Graph, threads: int) -> tuple[Callable[[list[Tensor]], list[Ten
         _ordered(),
         _told_once(),
         _strides_found_soon(),
-        products.own(),
+        products.own() if CPP_WRAPPER else contextlib.nullcontext(),
     ):
         program: Any = compile_fx_inner(graph.module, inputs, cpp_wrapper=CPP_WRAPPER)
     return program, _library(program) if on_cpu else None

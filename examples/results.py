@@ -13,7 +13,7 @@ from purerl.logs import TIME, read_rows
 RUNS, PAGE = Path("runs/learn"), Path("docs/results.md")
 YOUNG = "DQN after 5M frames (Young and Tian 2019)"
 GYMNAX = "PPO of gymnax"
-CLEANRL = {"DQN of CleanRL": 0, "C51 of CleanRL": 1, "PQN of CleanRL": 2, "PPO of CleanRL": 3}
+CLEANRL = ("DQN of CleanRL", "C51 of CleanRL", "PQN of CleanRL", "PPO of CleanRL")
 PUBLISHED: dict[str, dict[str, float]] = {  # by the folder of an environment; read off curves where a paper has no number
     "CartPole-v1": dict(zip(CLEANRL, (488.7, 481.2, 495.1, 490.0), strict=True)),
     "Acrobot-v1": dict(zip(CLEANRL, (-91.5, -87.7, -95.6, -86.4), strict=True)),

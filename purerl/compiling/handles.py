@@ -62,6 +62,8 @@ def _refer(lines: Lines, uses: Uses, i: int, source: str, name: str) -> None:
     allowed = rf"\({name}\.data_ptr\(\)\)|_item_\w+\({name}, |_assign_tensors_out\({name}, |_wrapper\({name}, "
     if any(not _only(_says(lines, k), name, allowed) for k in reads):
         return
+    if not _stays(lines, [k for k in uses[source] if k not in gone], source, i, max(reads, default=i)):
+        return
     for k in (i - 1, i, i + 1, *gone):
         lines[k] = None
     if reads:
@@ -77,15 +79,19 @@ def _place(lines: Lines, uses: Uses, i: int, name: str, whole: str, offset: str)
     place = rf"(\((?:const )?[\w:]+\*\))\({name}\.data_ptr\(\)\)"
     if any(not _only(_says(lines, k), name, place) for k in reads):
         return
-    last = max(reads, default=i)
-    ends = re.compile(rf"\b{whole}\.reset\(\)|move\({whole}\)|\b{whole} = ")
-    if any(i < k <= last and ends.search(_says(lines, k)) for k in uses[whole]):
+    if not _stays(lines, uses[whole], whole, i, max(reads, default=i)):
         return
     for k in (i, *gone):
         lines[k] = None
     for k in reads:
         lines[k] = re.sub(place, rf"(\1({whole}.data_ptr()) + {offset})", _says(lines, k))
         uses[whole].append(k)
+
+
+def _stays(lines: Lines, used: list[int], name: str, first: int, last: int) -> bool:
+    """Whether a handle, used on these lines, holds the same memory from one line to another."""
+    ends = re.compile(rf"\b{name}\.reset\(\)|move\({name}\)|\b{name} = ")
+    return not any(first < k <= last and ends.search(_says(lines, k)) for k in used)
 
 
 def _says(lines: Lines, i: int) -> str:

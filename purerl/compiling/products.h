@@ -95,10 +95,10 @@ void product(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float* c, int6
 extern "C" void purerl_products(int64_t L, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_l, int64_t a_m, int64_t a_k,
                                 const float* b, int64_t b_l, int64_t b_k, int64_t b_n, const float* bias, int64_t bias_l,
                                 int64_t bias_m, int64_t bias_n, float* c, int64_t c_l, int64_t c_m, int64_t threads) {
-    const int64_t parts = threads > 1 && L * M * N * K >= LARGE ? std::min((M + 15) / 16, L >= threads ? 1 : threads) : 1;
+    const bool large = threads > 1 && L * M * N * K >= LARGE;
+    const int64_t parts = large && L < threads ? std::min((M + 15) / 16, threads) : 1;
     const int64_t rows = ((M + parts - 1) / parts + 15) / 16 * 16;
-    const bool together = threads > 1 && L * parts > 1 && L * M * N * K >= LARGE;
-#pragma omp parallel for num_threads(threads) if (together) collapse(2)
+#pragma omp parallel for num_threads(threads) if (large && L * parts > 1) collapse(2)
     for (int64_t l = 0; l < L; ++l)
         for (int64_t part = 0; part < parts; ++part) {
             const int64_t m = part * rows, m_now = std::min(rows, M - m);

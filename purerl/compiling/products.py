@@ -80,6 +80,7 @@ def _call(node: Any) -> str | None:
 
 
 def _operand(x: Any) -> Operand | None:
+    """Where a buffer of inductor's, or a view of one, lies; None if that is not known, or it is not float32 on a CPU."""
     layout = x.get_layout()
     numbers = (*layout.size, *layout.stride, layout.offset) if isinstance(layout, Layout) else ("unknown",)
     if layout.dtype != torch.float32 or layout.device.type != "cpu" or not all(str(n).isdigit() for n in numbers):

@@ -39,6 +39,13 @@ def test_an_operand_that_goes_elsewhere_has_a_handle(use):
     assert few(*lines) == lines
 
 
+@pytest.mark.parametrize("end", ["b.reset();", "b = std::move(d);"])
+def test_an_operand_that_is_read_when_its_source_has_changed_has_a_handle(end):
+    lines = [*operand("a", "b"), end, READ]
+    assert few(*lines) == lines
+    assert few(*operand("a", "b"), READ, end) == ["auto& a = b;", READ, end]
+
+
 def test_a_part_is_its_place_in_the_whole():
     there = "kernel(((const float*)(b.data_ptr()) + 8), (float*)(c.data_ptr()));"
     assert few(part("a", "b", 8), READ, "a.reset();", "b.reset();") == [there, "b.reset();"]

@@ -13,6 +13,8 @@ from unittest import mock
 
 from torch._inductor.codecache import CppWrapperCodeCache
 
+from purerl.compiling import temporaries
+
 _OPERAND = re.compile(r"AOTI_TORCH_ERROR_CODE_CHECK\(aoti_torch_assign_tensors_out\((\w+), &(\w+)_handle\)\);$")
 _PART = re.compile(
     r"auto (\w+) = wrap_with_raii_handle_if_needed\(reinterpret_tensor_wrapper\((\w+), \d+, \w+, \w+, (\d+)L\)\);  // alias$"
@@ -26,7 +28,7 @@ def few() -> Any:
     build = CppWrapperCodeCache.load_pybinding
 
     def load_pybinding(argtypes: Any, main_code: str, *args: Any, **settings: Any) -> Any:
-        return build(argtypes, with_few(main_code), *args, **settings)
+        return build(argtypes, temporaries.in_one_place(with_few(main_code)), *args, **settings)
 
     return mock.patch.object(CppWrapperCodeCache, "load_pybinding", load_pybinding)
 

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch._inductor import custom_graph_pass
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.graph import SubgraphLowering
-from torch._inductor.ir import Layout, WhileLoop
+from torch._inductor.ir import WhileLoop
 from torch._inductor.pattern_matcher import (
+    MULTIPLE,
     Arg,
     CallFunction,
     CallFunctionVarArgs,
@@ -23,6 +24,7 @@ from purerl.compiling.loops import COUNTED
 
 aten = torch.ops.aten
 LARGE = 1 << 16  # bytes of memory that a loop is not handed a copy of
+SHORT = 32  # numbers, of which a running sum is made in a kernel
 _SchedulerPass: Any = getattr(custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)  # torch 2.11 has one kind of pass
 
 # Eigen's rational approximation of tanh, as XLA uses it: odd numerator, even denominator, accurate to a few ulp in float32.
@@ -63,6 +65,38 @@ def _on_cpu(match: Match) -> bool:
 @register_graph_pattern(CallFunction(aten.tanh.default, Arg()), extra_check=_on_cpu, pass_dict=_rewrites)
 def _(match: Match, x: torch.fx.Node) -> None:
     match.replace_by_example(rational_tanh, [x])
+
+
+def _running_sum(x: Tensor) -> Tensor:
+    """`cumsum` along the last axis, of integers, in arithmetic that is quadratic and part of a kernel."""
+    n = x.shape[-1]
+    before = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
+    return (before * x[..., None, :].long()).sum(-1)
+
+
+def _is_short(match: Match) -> bool:
+    x, axis = match.args[0].meta["val"], match.args[1]
+    return not x.dtype.is_floating_point and x.ndim > 0 and axis % x.ndim == x.ndim - 1 and x.shape[-1] <= SHORT
+
+
+@register_graph_pattern(CallFunction(aten.cumsum.default, Arg(), Arg()), extra_check=_is_short, pass_dict=_rewrites)
+def _(match: Match, x: torch.fx.Node, axis: int) -> None:
+    match.replace_by_example(_running_sum, [x])
+
+
+def _is_undone(match: Match) -> bool:
+    once, twice = match.args[1:]
+    return [once[i] for i in twice] == list(range(len(once)))
+
+
+@register_graph_pattern(
+    CallFunction(aten.permute.default, CallFunction(aten.permute.default, Arg(), Arg(), _users=MULTIPLE), Arg()),
+    extra_check=_is_undone,
+    pass_dict=_rewrites,
+)
+def _(match: Match, x: torch.fx.Node, once: list[int], twice: list[int]) -> None:
+    match.output_node().replace_all_uses_with(x)
+    match.erase_nodes()
 
 
 def _transpose_factors(graph: torch.fx.Graph, product: torch.fx.Node) -> None:
@@ -135,7 +169,8 @@ def _(match: Match, body: Any, carry: list, xs: list, closed_over: tuple) -> Non
 
 
 class Cheaper(CustomGraphPass):
-    """Replace float32 `tanh` on the CPU by `rational_tanh`, and the transpose of a product by the product of the transposes.
+    """Replace float32 `tanh` on the CPU by `rational_tanh`, short running sums of integers by kernels, and the transpose of a
+    product by the product of the transposes.
 
     The gradient of an ensemble's weights comes as such a transpose, which would be copied number by number.
     """
@@ -188,53 +223,12 @@ class LoopBuffers(_SchedulerPass):
     def __call__(self, nodes: list) -> list:
         if isinstance(V.graph, SubgraphLowering):
             V.graph.removed_buffers = V.graph.parent.removed_buffers
-            if V.graph.cpp_wrapper and "while_loop_body" in V.graph.name:
-                _allocate_once(V.graph)
         for loop in (node.node for node in nodes if isinstance(node.node, WhileLoop)):
             V.graph.never_reuse_buffers.update(written.get_name() for written in loop.mutation_outputs)
         return nodes
 
     def uuid(self) -> bytes:
         return get_hash_for_files((__file__,))
-
-
-def _allocate_once(body: SubgraphLowering) -> None:
-    """Let a loop's turns share their small intermediate buffers, declared before the loop and allocated in its first turn."""
-    passed_on = set(body.get_output_names())
-    layouts = {buffer.get_name(): buffer.get_output_spec() for buffer in body.buffers if buffer.get_name() not in passed_on}
-    shared = {name for name, layout in layouts.items() if isinstance(layout, Layout) and _is_small(layout)}
-    body.never_reuse_buffers.update(shared)
-    wrapper = body.wrapper_code
-    allocate = wrapper.make_buffer_allocation
-
-    def make_buffer_allocation(buffer: Any) -> str:
-        declaration, name, lines = allocate(buffer), buffer.get_name(), wrapper.wrapper_call._lines
-        loop = _open_loop(lines)
-        if name not in shared or loop is None:
-            return declaration
-        allocation = lines.pop()
-        lines.insert(loop, f"RAIIAtenTensorHandle {name};")
-        return f"if (!{name}.get()) {{ {allocation} {name} = RAIIAtenTensorHandle({name}_handle); }}"
-
-    wrapper.make_buffer_allocation = make_buffer_allocation  # type: ignore[method-assign]
-
-
-def _open_loop(lines: list) -> int | None:
-    """The line at which the innermost loop begins that is not closed yet."""
-    closed = 0
-    for i in reversed(range(len(lines))):
-        line = lines[i].strip() if isinstance(lines[i], str) else ""
-        closed += line.count("}") - line.count("{")
-        if closed < 0:
-            if line == "while (1) {":
-                return i
-            closed = 0  # another block that is open
-    return None
-
-
-def _is_small(layout: Layout) -> bool:
-    """Whether allocating costs more than what a buffer of its own takes of the cache."""
-    return layout.device.type == "cpu" and int(layout.storage_size()) * layout.dtype.itemsize <= 1 << 14
 
 
 def _bodies(module: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:

@@ -210,7 +210,8 @@ def guard(step: Callable, example: Any) -> Callable:
         new = tree.pack(state)[0]
         memory = {Donated: new.pop(Donated)} if Donated in new else {}
         heads = [(new[dtype][:n], packed[dtype][:n]) for dtype, n in counts.items()]  # what the algorithm's leaves were packed into
-        sound = [(torch.isfinite(after) | (after == before)).all() for after, before in heads]
+        unsound = [torch.where(torch.isfinite(after) | (after == before), 0.0, 1.0) for after, before in heads]
+        sound = [x.amax() == 0 for x in unsound]  # which vectorises, other than `all`
         going = going & torch.stack(sound).all() if sound else going
         return {**tree.where(going, new, {name: packed[name] for name in new}), **memory}, going, updates + going, info
 

@@ -15,7 +15,8 @@ def _own_draws():
 
 def rewritten(function, *args):
     module = make_fx(function, tracing_mode="fake")(*args)
-    passes.Cheaper()(module.graph)
+    with next(iter(module.graph.nodes)).meta["val"].fake_mode:
+        passes.Cheaper()(module.graph)
     module.graph.lint()
     module.recompile()
     torch.testing.assert_close(module(*args), function(*args), rtol=1e-5, atol=1e-5)
@@ -35,3 +36,25 @@ def test_a_product_that_is_used_itself_stays():
 
     assert rewritten(both, torch.rand(2, 3, 4), torch.rand(2, 4, 5))[0] is aten.bmm.default
     assert rewritten(lambda a: torch.permute(torch.bmm(a, a), [1, 2, 0]), torch.rand(3, 3, 3))[0] is aten.bmm.default
+
+
+def test_a_transposition_that_is_undone_is_none():
+    def back_and_forth(a, b):
+        return torch.permute(torch.permute(torch.bmm(a, b), [0, 2, 1]), [0, 2, 1]).clone()
+
+    assert rewritten(back_and_forth, torch.rand(2, 3, 4), torch.rand(2, 4, 5)) == [aten.bmm.default, aten.clone.default]
+    turned = rewritten(lambda x: torch.permute(torch.permute(x, [1, 2, 0]), [1, 2, 0]).clone(), torch.rand(2, 3, 4))
+    assert turned == [aten.permute.default, aten.permute.default, aten.clone.default]
+
+
+@pytest.mark.parametrize(
+    "x", [torch.arange(-3, 9).reshape(2, 6), torch.arange(12).reshape(2, 6) % 3 > 0, torch.tensor([2**53 + 1, 1])]
+)
+def test_short_running_sums_of_integers_are_kernels(x):
+    assert aten.cumsum.default not in rewritten(lambda x: x.cumsum(-1), x)
+    assert aten.cumsum.default not in rewritten(lambda x: x.cumsum(x.ndim - 1), x)
+
+
+@pytest.mark.parametrize(("x", "axis"), [(torch.arange(100), 0), (torch.arange(12).reshape(2, 6), 0), (torch.arange(5.0), 0)])
+def test_other_running_sums_stay(x, axis):
+    assert aten.cumsum.default in rewritten(lambda x: x.cumsum(axis), x)

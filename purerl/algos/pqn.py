@@ -19,17 +19,21 @@ from purerl.transforms import scan
 
 @dataclasses.dataclass(frozen=True)
 class PQNConfig:
-    """Defaults for classic control, CleanRL's `pqn.py` at twice its learning rate; `default_config` has those for images."""
+    """Defaults for classic control; `default_config` has those for images.
+
+    They are CleanRL's `pqn.py` but for a learning rate of 1e-3 and a trace of 0.9, and gradients cut from a norm of 100 on:
+    where returns are near 100 those of 10 are common, and cut they let some seeds of CartPole end at 300.
+    """
 
     n_envs: int = fields.n_envs(4)
     n_steps: int = fields.n_steps(128)
     epochs: int = fields.epochs(4)
     n_minibatches: int = fields.n_minibatches(4)
-    lr: float = fields.lr(5e-4)
+    lr: float = fields.lr(1e-3)
     lr_schedule: str = fields.lr_schedule("linear")
     gamma: float = fields.gamma(0.99)
-    q_lambda: float = cfg.number(0.65, "trace decay of the returns", high=1.0)
-    max_grad_norm: float = fields.max_grad_norm(10.0)
+    q_lambda: float = cfg.number(0.9, "trace decay of the returns", high=1.0)
+    max_grad_norm: float = fields.max_grad_norm(100.0)
     epsilon_start: float = fields.epsilon_start(1.0)
     epsilon_end: float = fields.epsilon_end(0.05)
     epsilon_spread: float = fields.epsilon_spread(0.0)
@@ -48,19 +52,12 @@ class PQNConfig:
 
 def default_config(spec: EnvSpec) -> PQNConfig:
     """Settings for an environment's observations: CleanRL's `pqn.py`, `pqn_atari_envpool.py` for images, PureJaxQL's for boards."""
+    if not nets.is_image(spec.observation_space) and not nets.is_board(spec.observation_space):
+        return PQNConfig()
+    games = PQNConfig(q_lambda=0.65, max_grad_norm=10.0, exploration=0.1, total_steps=10_000_000)
     if nets.is_image(spec.observation_space):
-        return PQNConfig(n_envs=8, lr=2.5e-4, epsilon_end=0.01, exploration=0.1, total_steps=10_000_000, hidden=(512,))
-    if nets.is_board(spec.observation_space):
-        return PQNConfig(
-            n_envs=128,
-            n_steps=32,
-            epochs=2,
-            n_minibatches=32,
-            exploration=0.1,
-            total_steps=10_000_000,
-            hidden=(128,),
-        )
-    return PQNConfig()
+        return dataclasses.replace(games, n_envs=8, lr=2.5e-4, epsilon_end=0.01, hidden=(512,))
+    return dataclasses.replace(games, n_envs=128, n_steps=32, epochs=2, n_minibatches=32, lr=5e-4, hidden=(128,))
 
 
 class PQNState(TensorClass):

@@ -94,7 +94,7 @@ def iterate(step: Callable[[Any], tuple[Any, Any]], threads: int = 1) -> Callabl
     """`n` times `step(state) -> (state, info)`, compiled.
 
     On a CPU that is one program, with a loop of `n` turns. On a GPU a step's kernels are recorded at the first call and replayed
-    from then on, with no work for the processor in between.
+    from then on, with no work for the processor in between. A state that lies on both is stepped n times.
 
     Args:
         threads: as `compile` takes them.
@@ -107,13 +107,13 @@ def iterate(step: Callable[[Any], tuple[Any, Any]], threads: int = 1) -> Callabl
 
     def run(state: Any, n: int) -> tuple[Any, Any]:
         leaves, structure = tree.flatten(state)
-        if leaves[0].device.type == "cuda":
+        if all(x.device.type == "cuda" for x in leaves):
             places = [x.data_ptr() for x, is_donated in zip(leaves, tree.donated(structure), strict=True) if is_donated]
             key = (structure, *[programs.kind(x) for x in leaves], *places)  # what is recorded writes into this memory
             if key not in recorded:
                 recorded[key] = cuda.record(compiled, state)
             return recorded[key](state, n)
-        if compiling.is_tested():
+        if compiling.is_tested() and all(x.device.type == "cpu" for x in leaves):
             return looped(state, torch.tensor(n))
         for _ in range(n):
             state, info = compiled(state)
@@ -277,7 +277,8 @@ def write(memory: Donated, rows: Tensor, values: Any) -> Donated:
 
     Args:
         memory: leaves `[N, ...]`. It is *donated*.
-        rows: `[M]` int64 in `[-N, N)`, negative ones from the end. Of the values for a row that is there twice any one is written.
+        rows: `[M]` int64 in `[-N, N)`, negative ones from the end, on any device. Of the values for a row that is there twice any
+            one is written.
         values: what is written there, leaves `[M, ...]` under the memory's names; a tensor where the memory is a single one.
 
     Returns:
@@ -294,7 +295,7 @@ def write(memory: Donated, rows: Tensor, values: Any) -> Donated:
     if _is_traced():
         for _ in leaves if compiling.is_tracing() else ():
             compiling.note_write()
-        return tree.unflatten(structure, [x.index_put((rows,), v) for x, v in zip(leaves, new, strict=True)])
+        return tree.unflatten(structure, [x.index_put((rows.to(x.device),), v) for x, v in zip(leaves, new, strict=True)])
     for x, v in zip(leaves, new, strict=True):
         _put(x, rows, v)
     return tree.unflatten(structure, donation.hand_on(leaves))
@@ -303,7 +304,7 @@ def write(memory: Donated, rows: Tensor, values: Any) -> Donated:
 def _put(x: Tensor, rows: Tensor, values: Tensor) -> None:
     """Write into rows of a tensor; torch's errors, in the words of `write`."""
     try:
-        x.index_put_((rows,), values)
+        x.index_put_((rows.to(x.device),), values)
     except IndexError as error:
         raise IndexError(f"write: memory of {len(x)} rows has those from {-len(x)} to {len(x) - 1}, but {error}") from error
     except RuntimeError as error:

@@ -10,7 +10,7 @@ from purerl.replay.sequences import (
     make_prioritized_sequences,
     make_uniform_sequences,
 )
-from purerl.replay.steps import Added, Observations, Steps, Transitions, frames, transitions, whole
+from purerl.replay.steps import Added, Observations, Steps, Transitions, frames, on_host, transitions, whole
 
 __all__ = [
     "Added",
@@ -30,6 +30,7 @@ __all__ = [
     "make_prioritized_sequences",
     "make_uniform",
     "make_uniform_sequences",
+    "on_host",
     "transitions",
     "whole",
 ]

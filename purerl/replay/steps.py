@@ -96,7 +96,8 @@ def init(obs: Any, action: Any, capacity: int, n_envs: int, observations: Observ
     """An empty ring.
 
     Args:
-        obs, action: one of each, without batch axes; only structure, shapes, dtypes and device are read.
+        obs, action: one of each, without batch axes; only structure, shapes, dtypes and device are read. The ring lies on the
+            action's device, and what is stored of the observations where `observations.init` puts its examples.
         capacity: transitions that it holds at least; it has one slot more, for the newest observations.
 
     Raises:
@@ -108,11 +109,12 @@ def init(obs: Any, action: Any, capacity: int, n_envs: int, observations: Observ
     example = {**observations.init(obs), "action": action, "reward": torch.zeros((), device=device)}
 
     def rows(x: Tensor) -> Tensor:
-        return torch.zeros((n_rows(capacity, n_envs, observations), *x.shape), dtype=x.dtype, device=device)
+        pinned = x.is_cpu and device.type == "cuda" and torch.cuda.is_available()
+        return torch.zeros((n_rows(capacity, n_envs, observations), *x.shape), dtype=x.dtype, device=x.device, pin_memory=pinned)
 
     return Steps(
         content=Donated(memory=TensorDict(tree.map(rows, example))),
-        flags=Donated(memory=TensorDict(flags=rows(torch.zeros((), dtype=torch.uint8)))),
+        flags=Donated(memory=TensorDict(flags=rows(torch.zeros((), dtype=torch.uint8, device=device)))),
         n_added=torch.zeros((), dtype=torch.int64, device=device),
         valid=torch.zeros(n_envs, dtype=torch.bool, device=device),
     )
@@ -168,16 +170,16 @@ def add(steps: Steps, batch: Batch, observations: Observations) -> tuple[Steps, 
         + OPENS * opens
         + BLANK * observations.blank(batch.inputs.obs)
         + FIRST * batch.inputs.first
-    ).to(torch.uint8)
+    )
     old = steps.flags.memory["flags"]
     linked = steps.valid & (((old[rows[0]] & TERMINATED) > 0) | ~opens[0])
     n_gone = ((old[rows[1 + observations.history :]] & VALID) > 0).sum()
-    before = torch.where(linked, old[rows[0]], old[rows[0]] & ~VALID)
+    before = torch.where(linked, old[rows[0]], old[rows[0]] & ~VALID).long()
 
     content = {**observations.put(batch.inputs.obs), "action": batch.action, "reward": batch.reward}
     after = Steps(
         content=write(steps.content, added.flatten(), tree.map(lambda x: x.flatten(0, 1), content)),
-        flags=write(steps.flags, rows[: n_slots_added + 1].flatten(), torch.cat([before[None], flags]).flatten()),
+        flags=write(steps.flags, rows[: n_slots_added + 1].flatten(), torch.cat([before[None], flags]).to(torch.uint8).flatten()),
         n_added=steps.n_added + n_slots_added,
         valid=batch.valid[-1],
     )
@@ -243,8 +245,27 @@ def whole() -> Observations:
         init=lambda obs: {"obs": obs},
         put=lambda obs: {"obs": obs},
         blank=lambda obs: tree.leaves(obs)[0].new_zeros((), dtype=torch.bool),
-        get=lambda steps, rows: tree.index(steps.content.memory["obs"], rows),
+        get=lambda steps, rows: read(steps.content.memory["obs"], rows),
     )
+
+
+def on_host(observations: Observations) -> Observations:
+    """The same, stored in the CPU's memory, pinned, while all else of the replay lies on the GPU with the network.
+
+    Only the rows that are added and drawn go between the two. On a CPU it changes nothing.
+    """
+    return observations._replace(
+        init=lambda obs: tree.map(_on_host, observations.init(obs)), put=lambda obs: tree.map(_on_host, observations.put(obs))
+    )
+
+
+def _on_host(x: Tensor) -> Tensor:
+    return x if x.is_meta else x.cpu()
+
+
+def read(memory: Any, rows: Tensor) -> Any:
+    """Rows `[...]` of a tree of memory, on the device of their numbers, wherever the memory lies."""
+    return tree.map(lambda x: x[rows.to(x.device)].to(rows.device), memory)
 
 
 def frames(n_frames: int) -> Observations:
@@ -275,7 +296,7 @@ def frames(n_frames: int) -> Observations:
             row = torch.where(opens, row, _around(row - n_envs, total))
             older.append((row, missing))
         places, missings = [torch.stack(xs, -1) for xs in zip((rows, torch.zeros_like(missing)), *older, strict=True)]
-        found = steps.content.memory["frame"][places.flip(-1)]
+        found = read(steps.content.memory["frame"], places.flip(-1))
         keep = ~missings.flip(-1)
         return found * keep.reshape(*keep.shape, 1, 1)
 

@@ -60,7 +60,7 @@ def compile(f: Callable, threads: int = 1) -> Callable:
             donated memory.
     """
     leafwise = _leafwise(f)
-    compiled: dict[Any, programs.Built] = {}
+    compiled: dict[Any, tuple[programs.Built, list[bool]]] = {}
 
     def call(*args: Any) -> Any:
         leaves, structure = tree.flatten(args)
@@ -68,18 +68,25 @@ def compile(f: Callable, threads: int = 1) -> Callable:
             results, results_structure = leafwise(leaves, structure)
             return tree.unflatten(results_structure, results)
         key = (structure, *[programs.kind(x) for x in leaves])
-        program = compiled.get(key)
-        if program is None:
+        found = compiled.get(key)
+        if found is None:
             with compiling.one_at_a_time:
-                program = compiled[key] = compiled.get(key) or _build(leafwise, leaves, structure, threads)
+                found = compiled[key] = compiled.get(key) or _marked_program(_build(leafwise, leaves, structure, threads))
+        program, is_memory = found
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        return tree.unflatten(program.structure, _run_in_place(program, tensors) if program.given else program.run(tensors))
+        results = _run_in_place(program, is_memory, tensors) if program.given else program.run(tensors)
+        return tree.unflatten(program.structure, results)
 
     call.leafwise = leafwise  # type: ignore[attr-defined]
     return call
 
 
-def _run_in_place(program: programs.Built, tensors: list[Tensor]) -> list[Tensor]:
+def _marked_program(program: programs.Built) -> tuple[programs.Built, list[bool]]:
+    """A program, and which of its results are donated memory."""
+    return program, tree.donated(program.structure)
+
+
+def _run_in_place(program: programs.Built, is_memory: Sequence[bool], tensors: list[Tensor]) -> list[Tensor]:
     """Run a program that writes into some of its arguments: the results, those among them."""
     memory = [tensors[i] for i in program.given]
     donation.check_apart(tensors, program.given, program.extents)
@@ -87,7 +94,7 @@ def _run_in_place(program: programs.Built, tensors: list[Tensor]) -> list[Tensor
         rest = iter(program.run(tensors))
     finally:  # should it fail, a part is written
         kept = iter(donation.hand_on(memory))
-    return [next(kept) if is_donated else next(rest) for is_donated in tree.donated(program.structure)]
+    return [next(kept) if is_donated else next(rest) for is_donated in is_memory]
 
 
 def iterate(step: Callable[[Any], tuple[Any, Any]], threads: int = 1) -> Callable[[Any, int], tuple[Any, Any]]:

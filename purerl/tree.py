@@ -41,20 +41,23 @@ def flatten(tree: Any) -> tuple[list[Any], Node | None]:
 
 
 def _flatten(tree: Any, found: list[Any]) -> Node | None:
-    before = len(found)
+    cls = type(tree)
     if isinstance(tree, Tensor):
         found.append(tree)
         return None
-    if is_tensorclass(tree):
-        return Node(type(tree), (), (_flatten(tree._tensordict, found),), len(found) - before)
-    if isinstance(tree, TensorDictBase):
-        items = tuple(tree.items())
-        children = tuple([_flatten(x, found) for _, x in items])
-        return Node(TensorDict, tuple([name for name, _ in items]), children, len(found) - before, len(tree.batch_size))
-    if isinstance(tree, dict):
+    before = len(found)
+    if cls is TensorDict:
+        items = tree._tensordict  # what `items` gives one by one
+        children = tuple([_flatten(x, found) for x in items.values()])
+        return Node(cls, tuple(items), children, len(found) - before, len(tree.batch_size))
+    if is_tensorclass(cls):
+        return Node(cls, (), (_flatten(tree._tensordict, found),), len(found) - before)
+    if issubclass(cls, TensorDictBase):
+        return _flatten(TensorDict(dict(tree.items()), tree.batch_size), found)
+    if issubclass(cls, dict):
         return Node(dict, tuple(tree), tuple([_flatten(x, found) for x in tree.values()]), len(found) - before)
-    if isinstance(tree, tuple | list):
-        return Node(type(tree), (), tuple([_flatten(x, found) for x in tree]), len(found) - before)
+    if issubclass(cls, tuple | list):
+        return Node(cls, (), tuple([_flatten(x, found) for x in tree]), len(found) - before)
     found.append(tree)
     return None
 
@@ -67,17 +70,27 @@ def unflatten(structure: Node | None, values: Sequence[Any]) -> Any:
 def _unflatten(structure: Node | None, rest: list[Any], batch_size: torch.Size) -> Any:
     if structure is None:
         return rest.pop()
-    if structure.cls is TensorDict and structure.size:
-        batch_size = rest[-1].shape[: structure.batch_dims]
-    children = [_unflatten(child, rest, batch_size) for child in structure.children]
-    if structure.cls is TensorDict:
-        items: dict[Any, Any] = dict(zip(structure.keys, children, strict=True))
+    cls, keys, parts, size, batch_dims = structure
+    if cls is TensorDict and size:
+        batch_size = rest[-1].shape[:batch_dims]
+    children = [rest.pop() if part is None else _unflatten(part, rest, batch_size) for part in parts]
+    if cls is TensorDict:
+        items: dict[Any, Any] = dict(zip(keys, children, strict=True))
         return TensorDict._new_unsafe(items, batch_size=batch_size, nested=False)  # checks nothing: faster
-    if structure.cls is dict:
-        return dict(zip(structure.keys, children, strict=True))
-    if is_tensorclass(structure.cls):
-        return structure.cls._from_tensordict(children[0])  # type: ignore[attr-defined]
-    return structure.cls(*children) if hasattr(structure.cls, "_fields") else structure.cls(children)
+    if cls is dict:
+        return dict(zip(keys, children, strict=True))
+    if is_tensorclass(cls):
+        return _rebuilt(cls, children[0])
+    return cls(*children) if hasattr(cls, "_fields") else cls(children)
+
+
+def _rebuilt(cls: Any, fields: TensorDict) -> Any:
+    """A TensorClass with the fields of another instance: `_from_tensordict` without a look at their names, nor `__post_init__`."""
+    if torch.compiler.is_compiling():
+        return cls._from_tensordict(fields)
+    new = cls.__new__(cls)
+    new.__dict__.update(_tensordict=fields, _non_tensordict={})
+    return new
 
 
 def batched(structure: Node | None, more: int) -> Node | None:

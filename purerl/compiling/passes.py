@@ -103,19 +103,21 @@ def _transpose_factors(graph: torch.fx.Graph, product: torch.fx.Node) -> None:
     """Where only the transpose of a product of `[L, M, K]` and `[L, K, N]` is used, multiply the factors' transposes."""
     chain = [product]
     while len(chain[-1].users) == 1 and (user := next(iter(chain[-1].users))).target in (aten.reshape.default, aten.view.default):
-        if user.meta["val"].shape != product.meta["val"].shape:
+        if user.meta["val"].shape[-2:] != product.meta["val"].shape[-2:]:
             return
         chain.append(user)
-    uses = list(chain[-1].users)
-    if not uses or any((x.target, list(x.args[1:])) != (aten.permute.default, [[0, 2, 1]]) for x in uses):
+    uses, ndim = list(chain[-1].users), chain[-1].meta["val"].ndim
+    swapped = [*range(ndim - 2), ndim - 1, ndim - 2]
+    if not uses or any((x.target, list(x.args[1:])) != (aten.permute.default, [swapped]) for x in uses):
         return
     with graph.inserting_before(product):
         factors = [graph.call_function(aten.permute.default, (x, [0, 2, 1])) for x in reversed(product.args)]
         transposed = graph.call_function(aten.bmm.default, tuple(factors))
-    for x in (*factors, transposed):
+        shaped = graph.call_function(aten.reshape.default, (transposed, list(uses[0].meta["val"].shape)))
+    for x in (*factors, transposed, shaped):
         x.meta["val"] = x.target(*[y.meta["val"] if isinstance(y, torch.fx.Node) else y for y in x.args])  # type: ignore[operator]
     for x in uses:
-        x.replace_all_uses_with(transposed)
+        x.replace_all_uses_with(shaped)
     for x in (*uses, *reversed(chain)):
         graph.erase_node(x)
 

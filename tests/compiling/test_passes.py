@@ -26,7 +26,9 @@ def rewritten(function, *args):
 def test_the_transpose_of_a_product_is_a_product_of_transposes():
     a, b = torch.rand(2, 3, 4), torch.rand(2, 4, 5)
     targets = rewritten(lambda a, b: torch.permute(torch.bmm(a, b).reshape(2, 3, 5), [0, 2, 1]).clone(), a, b)
-    assert targets == [aten.permute.default, aten.permute.default, aten.bmm.default, aten.clone.default]
+    turned = [aten.permute.default, aten.permute.default, aten.bmm.default, aten.reshape.default, aten.clone.default]
+    assert targets == turned
+    assert turned == rewritten(lambda a, b: torch.bmm(a, b).reshape(1, 2, 3, 5).permute(0, 1, 3, 2).clone(), a, b)
 
 
 def test_a_product_that_is_used_itself_stays():

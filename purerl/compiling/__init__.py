@@ -2,9 +2,9 @@
 
 `tracing` runs a function once on tensors without data and writes down its operations (as jax.jit does), `functional` rewrites those
 of torch's own that write into a tensor, `in_place` lets donated memory be written where it is, `loops` makes one loop of the
-program out of a `scan`, `inductor` hands the graph to torch's compiler with `passes`, `products` of matrices and few `handles`,
-`programs` looks on `disk` first (`identity` says what a function is), `cuda` records kernels, and `fallback` is plain
-`torch.compile` for versions of torch that this room was not tried with.
+program out of a `scan`, `inductor` hands the graph to torch's compiler with `passes`, `products` of matrices, few `handles` and
+`temporaries` in one place, `programs` looks on `disk` first (`identity` says what a function is), `cuda` records kernels, and
+`fallback` is plain `torch.compile` for versions of torch that this room was not tried with.
 
 | private name of torch | what for | the test that notices its loss |
 | --- | --- | --- |
@@ -15,7 +15,7 @@ program out of a `scan`, `inductor` hands the graph to torch's compiler with `pa
 | `_inductor`: settings, passes, the ISA probe | speed, corrections | test_compiled_tanh_uses_it, test_what_a_turn_leaves_... |
 | `_inductor.codegen.cpp.stride_at_vec_range`, `_inductor.dtype_propagation` | compiling sooner | every test of `compile` |
 | `_inductor`: `ExternKernelOutLine`; `cpublas::brgemm` in C++ | products of matrices | tests/compiling/test_products.py |
-| `_inductor.codecache.CppWrapperCodeCache` | fewer handles in a loop's turns | tests/compiling/test_handles.py |
+| `_inductor.codecache.CppWrapperCodeCache` | fewer handles, less memory to take in a turn | test_handles.py, test_temporaries.py |
 | `fx._lazy_graph_module` | graphs whose code nobody runs get none | every test of `compile` |
 | `_C._aoti`, `_C._dynamo.guards` | a program from disk | test_other_processes_load_what_one_has_compiled |
 | `_subclasses`: `unset_fake_temporarily` | a loop's own copy of a constant | test_what_an_inner_and_an_outer_loop_both_... |

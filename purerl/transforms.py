@@ -114,13 +114,14 @@ def iterate(step: Callable[[Any], tuple[Any, Any]], threads: int = 1) -> Callabl
 
     def run(state: Any, n: int) -> tuple[Any, Any]:
         leaves, structure = tree.flatten(state)
-        if all(x.device.type == "cuda" for x in leaves):
+        devices = {x.device.type for x in leaves if isinstance(x, Tensor)}
+        if devices == {"cuda"}:
             places = [x.data_ptr() for x, is_donated in zip(leaves, tree.donated(structure), strict=True) if is_donated]
             key = (structure, *[programs.kind(x) for x in leaves], *places)  # what is recorded writes into this memory
             if key not in recorded:
                 recorded[key] = cuda.record(compiled, state)
             return recorded[key](state, n)
-        if compiling.is_tested() and all(x.device.type == "cpu" for x in leaves):
+        if compiling.is_tested() and "cuda" not in devices:
             return looped(state, torch.tensor(n))
         for _ in range(n):
             state, info = compiled(state)

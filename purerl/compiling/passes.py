@@ -76,7 +76,8 @@ def _running_sum(x: Tensor) -> Tensor:
 
 def _is_short(match: Match) -> bool:
     x, axis = match.args[0].meta["val"], match.args[1]
-    return not (x.dtype.is_floating_point or x.dtype.is_complex) and x.ndim > 0 and axis % x.ndim == x.ndim - 1 and x.shape[-1] <= SHORT
+    is_integer = not (x.dtype.is_floating_point or x.dtype.is_complex)
+    return is_integer and x.ndim > 0 and axis % x.ndim == x.ndim - 1 and x.shape[-1] <= SHORT
 
 
 @register_graph_pattern(CallFunction(aten.cumsum.default, Arg(), Arg()), extra_check=_is_short, pass_dict=_rewrites)

@@ -18,7 +18,7 @@ ITEM = {name: size for size, names in {
 _SIZES = re.compile(r"static constexpr int64_t (?:(\w+)\[\] = \{([\dL, ]*)\}|\*(\w+)=nullptr);$")
 _EMPTY = re.compile(
     r"AOTI_TORCH_ERROR_CODE_CHECK\(aoti_torch_empty_strided\("
-    r"\d+, (\w+), (\w+), cached_torch_dtype_(\w+), cached_torch_device_type_cpu, 0, &(\w+)_handle\)\);$"
+    r"\d+, (\w+), (\w+), cached_torch_dtype_(\w+), cached_torch_device_type_cpu, +0, &(\w+)_handle\)\);$"
 )
 _REUSED = re.compile(
     r"auto (\w+) = (?:std::move\((\w+)\);|"

@@ -11,9 +11,18 @@ from collections import defaultdict
 from typing import NamedTuple
 
 ALIGNED = 64  # bytes
-ITEM = {name: size for size, names in {
-    8: ("float64", "int64"), 4: ("float32", "int32"), 2: ("float16", "bfloat16", "int16"), 1: ("bool", "uint8", "int8"),
-}.items() for name in names}  # fmt: skip
+ITEM = {
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "int16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "float32": 4,
+    "int64": 8,
+    "float64": 8,
+}
 
 _SIZES = re.compile(r"static constexpr int64_t (?:(\w+)\[\] = \{([\dL, ]*)\}|\*(\w+)=nullptr);$")
 _EMPTY = re.compile(
@@ -46,14 +55,14 @@ def in_one_place(code: str) -> str:
         for word in set(re.findall(r"\w+", line)):
             uses[word].append(i)
     found = _found(lines, uses)
-    if not found or _ENTRY not in (line.strip() for line in lines):
+    entry = next((i for i, line in enumerate(lines) if line.strip() == _ENTRY), None)
+    if not found or entry is None:
         return "\n".join(lines)
     places = offsets(found)
     for it, offset in zip(found, places, strict=True):
         for name in it.names:
             for k in uses[name]:
                 lines[k] = re.sub(rf"\({name}\.data_ptr\(\)\)", f"(temporaries + {offset})", lines[k])
-    entry = next(i for i, line in enumerate(lines) if line.strip() == _ENTRY)
     gone = {k for it in found for k in it.made}
     total = max(offset + it.size for it, offset in zip(found, places, strict=True))
     kept = [line for i, line in enumerate(lines) if i not in gone and i > entry]
@@ -153,9 +162,7 @@ def offsets(found: list[Temporary]) -> list[int]:
     """Where each temporary lies: the first place that is free for all of its life."""
     places: list[int] = []
     for it in found:
-        taken = sorted(
-            (place, place + other.size) for other, place in zip(found[: len(places)], places, strict=True) if other.last >= it.first
-        )
+        taken = sorted((place, place + other.size) for other, place in zip(found, places, strict=False) if other.last >= it.first)
         place = 0
         for start, end in taken:
             if place + it.size <= start:

@@ -209,7 +209,9 @@ def guard(step: Callable, example: Any) -> Callable:
         state, info = step(tree.copy(unpack(packed)), *batch)  # a loop takes no two views of one tensor
         new = tree.pack(state)[0]
         memory = {Donated: new.pop(Donated)} if Donated in new else {}
-        heads = [(new[dtype][:n], packed[dtype][:n]) for dtype, n in counts.items()]  # what the algorithm's leaves were packed into
+        heads = [
+            (new[dtype][:n], packed[dtype][:n]) for dtype, n in counts.items() if n
+        ]  # what the algorithm's leaves were packed into
         unsound = [torch.where(torch.isfinite(after) | (after == before), 0.0, 1.0) for after, before in heads]
         sound = [x.amax() == 0 for x in unsound]  # which vectorises, other than `all`
         going = going & torch.stack(sound).all() if sound else going

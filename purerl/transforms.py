@@ -12,6 +12,8 @@ from purerl import compiling, donation, tree
 from purerl.compiling import cuda, fallback, programs
 from purerl.donation import Donated
 
+LARGE = 1 << 14  # numbers of a tensor that crosses the border of a loop by itself
+
 
 class Program(NamedTuple):
     """A function compiled for arguments of one structure, and of certain shapes, strides, dtypes and devices.
@@ -380,14 +382,14 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
             ys.append(y)
         return carry, tree.stack(ys)
 
-    # Each tensor that crosses the loop's border costs time at every turn, so they cross packed; the `y` go into place one by one,
-    # and donated memory stays where it is.
-    packed_carry, unpack_carry = tree.pack(_tensors("scan: the carry", carry))
+    # Each tensor that crosses the loop's border costs time at every turn, so small ones cross packed; the `y` go into place one by
+    # one, and donated memory stays where it is.
+    packed_carry, unpack_carry = tree.pack(_tensors("scan: the carry", carry), apart=LARGE)
     packed_xs, unpack_x = tree.pack(xs, axes=1)
 
     def turn(packed_carry: dict, packed_xs: dict) -> tuple[dict, Any]:
         carry, y = body(unpack_carry(packed_carry), unpack_x(packed_xs))
-        return tree.pack(_tensors("scan: the carry", carry))[0], tree.copy(_tensors("scan: y", y))
+        return tree.pack(_tensors("scan: the carry", carry), apart=LARGE)[0], tree.copy(_tensors("scan: y", y))
 
     packed_carry, ys = _loop(turn, packed_carry, packed_xs)
     return tree.copy(unpack_carry(packed_carry)), ys
@@ -405,13 +407,14 @@ def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, turns: Tensor) ->
         for _ in range(int(turns)):
             state, info = step(state)
         return state, info
-    packed, unpack = tree.pack(_tensors("repeat: the state", state))
+    packed, unpack = tree.pack(_tensors("repeat: the state", state), apart=LARGE)
     structures = []
 
     def turn(packed: dict, _: Tensor) -> tuple[dict, Any]:
         state, info = step(unpack(packed))
         structures.append(tree.structure(info))
-        return tree.pack(_tensors("repeat: the state", state))[0], tree.copy(tree.leaves(_tensors("repeat: the info", info)))
+        new, _ = tree.pack(_tensors("repeat: the state", state), apart=LARGE)
+        return new, tree.copy(tree.leaves(_tensors("repeat: the info", info)))
 
     packed, info = _loop(turn, packed, turns, _repeat_in_trace)
     return tree.copy(unpack(packed)), tree.unflatten(structures[-1], info)

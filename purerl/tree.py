@@ -1,6 +1,7 @@
 """Functions over trees: a tensor, or any nesting of TensorDicts, TensorClasses, tuples, lists and dicts of tensors."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -213,24 +214,31 @@ def where(mask: Tensor, a: Any, b: Any) -> Any:
     return map(lambda x, y: torch.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, y), a, b)
 
 
-def pack(tree: Any, axes: int = 0) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any]]:
+def pack(tree: Any, axes: int = 0, apart: float = math.inf) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any]]:
     """All leaves side by side, one tensor `[*lead, n]` for each dtype, where `lead` are the `axes` leading axes the leaves share.
 
+    Args:
+        apart: how many numbers a leaf, without its leading axes, may have so that it is packed.
+
     Returns:
-        The packed tensors by dtype and, as they are, those that are donated in one `Donated` (if there are any); and the function
-        that cuts such tensors, with any leading axes, into views of the tree's shapes.
+        The packed tensors by dtype; as they are, the larger ones by their place among all leaves, and those that are donated in
+        one `Donated` (if there are any); and the function that cuts such tensors, with any leading axes, into views of the
+        tree's shapes.
     """
     flat, shape_of_tree = flatten(tree)
-    groups: dict[torch.dtype, list[int]] = {}
-    large = [i for i, is_donated in enumerate(donated(shape_of_tree)) if is_donated]
-    for i, x in enumerate(flat):
-        if i not in large:
-            groups.setdefault(x.dtype, []).append(i)
     shapes = [x.shape[axes:] for x in flat]
+    memory = [i for i, is_donated in enumerate(donated(shape_of_tree)) if is_donated]
+    large = [i for i, shape in enumerate(shapes) if i not in memory and shape.numel() > apart]
+    groups: dict[torch.dtype, list[int]] = {}
+    for i, x in enumerate(flat):
+        if i not in memory and i not in large:
+            groups.setdefault(x.dtype, []).append(i)
 
     def unpack(packed: dict[Any, Any]) -> Any:
         out: list[Any] = [None] * len(shapes)
-        for i, x in zip(large, leaves(packed.get(Donated, ())), strict=True):
+        for i in large:
+            out[i] = packed[i]
+        for i, x in zip(memory, leaves(packed.get(Donated, ())), strict=True):
             out[i] = x
         for dtype, members in groups.items():
             parts = packed[dtype].split([shapes[i].numel() for i in members], -1)
@@ -241,8 +249,9 @@ def pack(tree: Any, axes: int = 0) -> tuple[dict[Any, Any], Callable[[dict[Any, 
     packed: dict[Any, Any] = {
         dtype: torch.cat([flat[i].reshape((*flat[i].shape[:axes], -1)) for i in members], -1) for dtype, members in groups.items()
     }
-    if large:
-        packed[Donated] = Donated(memory=TensorDict({str(i): flat[i] for i in large}))
+    packed |= {i: flat[i] for i in large}
+    if memory:
+        packed[Donated] = Donated(memory=TensorDict({str(i): flat[i] for i in memory}))
     return packed, unpack
 
 

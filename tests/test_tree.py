@@ -22,6 +22,14 @@ def test_pack_keeps_leading_axes():
     assert torch.equal(unpack(tree.index(packed, 1))["a"], torch.tensor([3.0, 4.0, 5.0]))
 
 
+def test_pack_leaves_the_large_ones_apart():
+    packed, unpack = tree.pack(example(), axes=1, apart=1)
+    assert {name: x.shape for name, x in packed.items()} == {torch.bool: (2, 1), torch.int64: (2, 1), 0: (2, 3)}
+    assert torch.equal(packed[0], example()["a"])
+    assert torch.equal(unpack(tree.index(packed, 1))["a"], torch.tensor([3.0, 4.0, 5.0]))
+    assert torch.equal(unpack(packed)["b", "c"], torch.tensor([True, False]))
+
+
 def test_ravel_round_trip():
     params = {"w": torch.ones(2, 2), "b": torch.zeros(3)}
     flat, unravel = tree.ravel(params)

@@ -2,9 +2,10 @@
 
 `tracing` runs a function once on tensors without data and writes down its operations (as jax.jit does), `functional` rewrites those
 of torch's own that write into a tensor, `in_place` lets donated memory be written where it is, `loops` makes one loop of the
-program out of a `scan`, `inductor` hands the graph to torch's compiler with `passes`, `products` of matrices, few `handles` and
-`temporaries` in one place, `programs` looks on `disk` first (`identity` says what a function is), `cuda` records kernels, and
-`fallback` is plain `torch.compile` for versions of torch that this room was not tried with.
+program out of a `scan`, `inductor` hands the graph to torch's compiler with `passes`, `products` of matrices, few `handles`,
+`temporaries` in one place and the `lowering` of the package's own operations (`keeping`), `programs` looks on `disk` first
+(`identity` says what a function is), `cuda` records kernels, and `fallback` is plain `torch.compile` for versions of torch that
+this room was not tried with.
 
 | private name of torch | what for | the test that notices its loss |
 | --- | --- | --- |
@@ -15,6 +16,7 @@ program out of a `scan`, `inductor` hands the graph to torch's compiler with `pa
 | `_inductor`: settings, passes, the ISA probe | speed, corrections | test_compiled_tanh_uses_it, test_what_a_turn_leaves_... |
 | `_inductor.codegen.cpp.stride_at_vec_range`, `_inductor.dtype_propagation` | compiling sooner | every test of `compile` |
 | `_inductor`: `ExternKernelOutLine`; `cpublas::brgemm` in C++ | products of matrices | tests/compiling/test_products.py |
+| `_inductor.ir`: `ExternKernel`, ...; `_inductor.lowering` | operations of our own | tests/compiling/test_keeping.py |
 | `_inductor.codecache.CppWrapperCodeCache` | fewer handles, less memory to take in a turn | test_handles.py, test_temporaries.py |
 | `fx._lazy_graph_module` | graphs whose code nobody runs get none | every test of `compile` |
 | `_C._aoti`, `_C._dynamo.guards` | a program from disk | test_other_processes_load_what_one_has_compiled |
@@ -35,6 +37,7 @@ import torch
 
 one_at_a_time = threading.RLock()  # torch traces in one thread only
 TESTED = ("2.11", "2.13", "2.14")
+CPP_WRAPPER = torch.__version__ >= "2.13"  # earlier ones cannot express a loop in C++
 
 
 _here = threading.local()

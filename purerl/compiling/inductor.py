@@ -22,11 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
 from purerl import random
-from purerl.compiling import disk, handles, passes, products
+from purerl.compiling import CPP_WRAPPER, disk, handles, lowering, passes, products
 from purerl.compiling.tracing import Graph
 
 FEW = 4  # programs that take as long to compile without precompiled headers as those take to make
-CPP_WRAPPER = torch.__version__ >= "2.13"  # earlier ones cannot express a loop in C++
 
 
 def build(graph: Graph, threads: int) -> tuple[Callable[[list[Tensor]], list[Tensor]], Path | None]:
@@ -38,6 +37,7 @@ def build(graph: Graph, threads: int) -> tuple[Callable[[list[Tensor]], list[Ten
     inputs = [node.meta["val"] for node in graph.module.graph.find_nodes(op="placeholder")]
     mode = inputs[0].fake_mode if inputs else FakeTensorMode(allow_non_fake_inputs=True)
     on_cpu = all(x.device.type == "cpu" for x in inputs)
+    lowering.register()
     with (
         torch.no_grad(),
         config.patch({**options(threads), "fx_graph_cache": not on_cpu}),  # programs for the CPU are kept by `disk`

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from purerl import checkpoint, envs, random, samplers, storage, tree
 from purerl.base import Algorithm, Env
+from purerl.compiling.keeping import keep, sound
 from purerl.donation import Donated, is_spent
 from purerl.episodes import Episodes, averages, init_episodes, record_episodes
 from purerl.rollout import discount, fuse
 from purerl.training.run import Run, build, lane_name, lanes, load_run
-from purerl.transforms import compile, iterate, shapes, vmap
+from purerl.transforms import LARGE, compile, iterate, shapes, vmap
 
-LARGE = 50_000  # parameters from which an update is worth several threads
+WORTHWHILE = 50_000  # parameters from which an update is worth several threads
 PATIENCE = 1.0  # seconds that a thread at work has to come to an end
 
 
@@ -184,7 +185,7 @@ def make_runner(
 
 def useful_threads(algo: Algorithm, state: Any, threads: int) -> int:
     """How many of these threads an update is worth, by the size of what acts."""
-    return threads if sum(x.numel() for x in tree.leaves(algo.acting(state))) > LARGE else 1
+    return threads if sum(x.numel() for x in tree.leaves(algo.acting(state))) > WORTHWHILE else 1
 
 
 def guard(step: Callable, example: Any) -> Callable:
@@ -201,21 +202,23 @@ def guard(step: Callable, example: Any) -> Callable:
     Returns:
         `guarded(packed, going, updates, *batch) -> (packed, going, updates, info)`, the rest as in `Lanes`.
     """
-    _, unpack = tree.pack(example)
-    learnt = [x for x, is_donated in zip(*_leaves(example.algo), strict=True) if x.is_floating_point() and not is_donated]
-    counts = {dtype: sum(x.numel() for x in learnt if x.dtype == dtype) for dtype in {x.dtype for x in learnt}}
+    _, unpack = tree.pack(example, apart=LARGE)
+    leaves, are_donated = _leaves(example.algo)
+    learnt = [i for i, x in enumerate(leaves) if x.is_floating_point() and not are_donated[i]]
+    large = [i for i in learnt if leaves[i].numel() > LARGE]
+    counts: dict[Any, int] = {}  # of the numbers that each dtype's packed ones begin with: the algorithm's
+    for x in (leaves[i] for i in learnt if i not in large):
+        counts[x.dtype] = counts.get(x.dtype, 0) + x.numel()
 
     def guarded(packed: dict[Any, Any], going: Tensor, updates: Tensor, *batch: Any) -> tuple:
         state, info = step(tree.copy(unpack(packed)), *batch)  # a loop takes no two views of one tensor
-        new = tree.pack(state)[0]
+        new = tree.pack(state, apart=LARGE)[0]
         memory = {Donated: new.pop(Donated)} if Donated in new else {}
-        heads = [
-            (new[dtype][:n], packed[dtype][:n]) for dtype, n in counts.items() if n
-        ]  # what the algorithm's leaves were packed into
-        unsound = [torch.where(torch.isfinite(after) | (after == before), 0.0, 1.0) for after, before in heads]
-        sound = [x.amax() == 0 for x in unsound]  # which vectorises, other than `all`
-        going = going & torch.stack(sound).all() if sound else going
-        return {**tree.where(going, new, {name: packed[name] for name in new}), **memory}, going, updates + going, info
+        pairs = [(new[dtype][:n], packed[dtype][:n]) for dtype, n in counts.items() if n] + [(new[i], packed[i]) for i in large]
+        looked_at = [sound(after, before) for after, before in pairs]
+        going = going & torch.stack(looked_at).all() if looked_at else going
+        kept = {name: keep(going, x, packed[name]) for name, x in new.items()}
+        return {**kept, **memory}, going, updates + going, info
 
     return guarded
 
@@ -238,7 +241,7 @@ def pure_program(algo: Algorithm, env: Env, threads: int) -> Program:
     many = iterate(one, threads)
 
     def advance(tile: Lanes, n: int) -> Iterator[Step]:
-        packed, unpack = tree.pack(tile.learner, axes=1)
+        packed, unpack = tree.pack(tile.learner, axes=1, apart=LARGE)
         (packed, going, updates), info = many((packed, tile.going, tile.updates), n)
         yield Step(n, Lanes(learner=unpack(packed), going=going, updates=updates), info)
 
@@ -289,7 +292,7 @@ def host_program(
             feed = begin(state.key)
             feed.publish(state.algo)
         for _ in range(n):
-            packed, unpack = tree.pack(state, axes=1)
+            packed, unpack = tree.pack(state, axes=1, apart=LARGE)
             between = False
             batch = next(feed)
             packed, going, updates, info = compiled(packed, going, updates, batch)

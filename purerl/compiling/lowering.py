@@ -1,0 +1,106 @@
+"""The package's own operations (`keeping`) in inductor's programs: calls of functions in C++."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._inductor import ir
+from torch._inductor.lowering import register_lowering
+from torch._inductor.virtualized import V
+
+from purerl.compiling import graphs, keeping
+
+SOURCE = Path(__file__).with_name("keeping.h")
+
+
+class Keep(ir.MutatingFirstArgExternKernel):
+    """The call that writes over what is new; its inputs are that, what was before, and which lanes go on."""
+
+    def codegen(self, wrapper: Any) -> None:
+        inputs: Any = self.inputs
+        new, old, going = inputs
+        size = new.get_numel() * new.get_dtype().itemsize // going.get_numel()
+        places = [_place(new, "uint8_t*"), _place(old, "const uint8_t*"), _place(going, "const bool*")]
+        _call(wrapper, "purerl_keep", *places, going.get_numel(), size)
+
+
+class Sound(ir.ExternKernel):
+    """The call that looks at what is new and, where it has to, at what was before."""
+
+    def codegen(self, wrapper: Any) -> None:
+        inputs: Any = self.inputs
+        new, old = inputs
+        places = [_place(new, "const float*"), _place(old, "const float*"), _place(self, "bool*")]
+        _call(wrapper, "purerl_sound", *places, self.get_numel(), new.get_numel() // self.get_numel())
+
+    def should_allocate(self) -> bool:
+        return True
+
+
+@functools.cache
+def register() -> None:
+    """Let inductor know them."""
+    for operation, lower in ((keeping.KEEP, _keep), (keeping.SOUND, _sound)):
+        register_lowering(operation.default, type_promotion_kind=None)(lower)
+
+
+def _keep(going: Any, new: Any, old: Any) -> Any:
+    new, old, going = map(_contiguous, (new, old, going))
+    if not _is_own(new):
+        new = ir.ExternKernel.copy_input(new)
+    kernel = Keep(None, ir.NoneLayout(device=new.get_device()), Keep.unwrap_storage([new, old, going]))
+    V.graph.mark_buffer_mutated(new.get_name())
+    _register(kernel)
+    return new
+
+
+def _sound(new: Any, old: Any, lead: int) -> Any:
+    new, old = map(_contiguous, (new, old))
+    layout = ir.FixedLayout(new.get_device(), torch.bool, new.get_size()[:lead])
+    return ir.TensorBox.create(_register(Sound(None, layout, Sound.unwrap_storage([new, old]))))
+
+
+def _register(kernel: Any) -> Any:
+    kernel.name = V.graph.register_buffer(kernel)
+    V.graph.register_operation(kernel)
+    return kernel
+
+
+def _contiguous(x: Any) -> Any:
+    return ir.ExternKernel.require_contiguous(ir.ExternKernel.realize_input(x))
+
+
+def _is_own(new: Any) -> bool:
+    """Whether nobody else has the memory of what `keep` is to write over, or reads it after the call."""
+    call = V.graph.current_node
+    memory, node = graphs.storage(call.args[1]), call
+    while (node := node.next).op != "root":
+        if any(x is call.args[1] or graphs.storage(x) == memory for x in node.all_input_nodes if x is not call):
+            return False
+    buffer = new.data.data if isinstance(new, ir.TensorBox) and isinstance(new.data, ir.StorageBox) else None
+    if isinstance(buffer, ir.MultiOutput) and isinstance(buffer.inputs[0], ir.WhileLoop):
+        return not _is_handed_on(buffer)
+    return isinstance(buffer, ir.ComputedBuffer)
+
+
+def _is_handed_on(result: Any) -> bool:
+    """Whether a loop's result may be what the loop was given."""
+    turn = result.inputs[0].body_subgraph.graph
+    return turn.graph_outputs[result.indices[-1][1]].get_name() in turn.graph_inputs
+
+
+def _place(x: Any, kind: str) -> str:
+    """C++ that says where a buffer, or a contiguous part of one, begins."""
+    unit = x.get_dtype().itemsize if "uint8_t" in kind else 1
+    return f"({kind})({x.get_name()}.data_ptr()) + {int(x.get_layout().offset) * unit}"
+
+
+def _call(wrapper: Any, name: str, *args: Any) -> None:
+    """Write a call of a function of `keeping.h`, which comes into the program with the first one."""
+    if not getattr(wrapper, "has_keeping", False):
+        source = SOURCE.read_text()
+        declarations = [line.removesuffix(" {") + ";" for line in source.splitlines() if line.startswith('extern "C"')]
+        wrapper._define_kernel_helper("purerl_keeping", source, cpp_definition="\n".join(declarations) + "\n")
+        wrapper.has_keeping = True
+    wrapper.writeline(f"{name}({', '.join(map(str, args))});")

@@ -413,7 +413,7 @@ def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, turns: Tensor) ->
     def turn(packed: dict, _: Tensor) -> tuple[dict, Any]:
         state, info = step(unpack(packed))
         structures.append(tree.structure(info))
-        new, _ = tree.pack(_tensors("repeat: the state", state), apart=LARGE)
+        new = tree.pack(_tensors("repeat: the state", state), apart=LARGE)[0]
         return new, tree.copy(tree.leaves(_tensors("repeat: the info", info)))
 
     packed, info = _loop(turn, packed, turns, _repeat_in_trace)

@@ -51,7 +51,7 @@ GAMES = {  # with PureJaxQL's and gymnax's protocol, which PPO is the mark for; 
     "minatar": {"Breakout": 10, "Asterix": 17, "Freeway": 50, "SpaceInvaders": 44, "Seaquest": 20},
 }
 
-WITH_REPLAY = ("Breakout", "Asterix", "SpaceInvaders")  # original games that DQN and Rainbow learn, for a fifth of the paper's frames
+WITH_REPLAY = ("Breakout", "Asterix", "SpaceInvaders")  # the original games that DQN and Rainbow learn, for 1M frames of 5M
 
 
 def game(algo: str, protocol: str, name: str, steps: int, asked: float, **config: Any) -> Learning:

@@ -73,6 +73,10 @@ RUNS = {
         f"halfcheetah-{algo}": Learning(algo, "HalfCheetah-v5", 3, 200_000, asked, eval_every=10_000)
         for algo, asked in CHEETAH.items()
     },
+    "halfcheetah-crossq": Learning(  # at a quarter of the paper's width
+        "crossq", "HalfCheetah-v5", 3, 200_000, 9000, config={"critic_hidden": (512, 512)}, eval_every=10_000
+    ),
+    "pong-dqn": Learning("dqn", "ALE/Pong-v5", 1, 10_000_000, 19),
     "halfcheetah-ppo": Learning("ppo", "HalfCheetah-v5", 3, 1_000_000, 1400),
     **{
         f"{protocol}-{name.lower()}-pqn": game("pqn", protocol, name, 10_000_000 if protocol == "gymnax" else 5_000_000, asked)

@@ -67,7 +67,7 @@ RUNS = {
         for algo, asked in bars.items()
     },
     "pendulum-ppo": Learning("ppo", "Pendulum-v1", 8, 1_000_000, -250),
-    **{f"pendulum-{algo}": Learning(algo, "Pendulum-v1", 16, 20_000, asked) for algo, asked in PENDULUM.items()},
+    **{f"pendulum-{algo}": Learning(algo, "Pendulum-v1", 16, 20_000, asked, eval_every=5_000) for algo, asked in PENDULUM.items()},
     "mountaincarcontinuous-sac": Learning("sac", "MountainCarContinuous-v0", 16, 100_000, 90),
     **{
         f"halfcheetah-{algo}": Learning(algo, "HalfCheetah-v5", 3, 200_000, asked, eval_every=10_000)

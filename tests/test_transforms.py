@@ -195,3 +195,21 @@ def test_repeat_takes_as_many_turns_as_a_number_says():
             wanted, wanted_info = repeat(step, start(scale), torch.tensor(n))
             assert_trees_equal(tree.leaves(tree.index(found, lane)), tree.leaves(wanted), rtol=1e-6, atol=1e-6)
             assert_trees_equal(tree.leaves(tree.index(info, lane)), tree.leaves(wanted_info), rtol=1e-6, atol=1e-6)
+
+
+def test_large_parts_of_a_carry_may_come_back_in_another_order_of_memory():
+    def turn(state):
+        def body(carry, x):
+            a, b = carry
+            return (b.T + x, a.T), x
+
+        (a, b), _ = scan(body, (state, 2 * state), torch.arange(3.0))
+        return a.T + b, a[0, 0]
+
+    def function(x):
+        return repeat(turn, x, torch.tensor(3))[0]
+
+    x = torch.arange(2.0 * 130 * 130).reshape(130, 130, 2)
+    found = compile(vmap(function, in_dims=2))(x)
+    assert_trees_equal(found, torch.stack([function(x[..., i]) for i in range(2)]))
+    assert found.is_contiguous()

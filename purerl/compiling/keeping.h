@@ -3,9 +3,9 @@
 #include <torch/csrc/inductor/cpp_prefix.h>
 
 // Write over `now`, of so many bytes a lane, in the lanes that do not go on.
-extern "C" void purerl_keep(uint8_t* now, const uint8_t* before, const bool* going, int64_t lanes, int64_t bytes) {
+extern "C" void purerl_keep(void* now, const void* before, const bool* going, int64_t lanes, int64_t bytes) {
     for (int64_t i = 0; i < lanes; i++)
-        if (!going[i]) std::memcpy(now + i * bytes, before + i * bytes, bytes);
+        if (!going[i]) std::memcpy((char*)now + i * bytes, (const char*)before + i * bytes, bytes);
 }
 
 // For each lane, whether its n numbers are finite or as they were.

@@ -8,16 +8,16 @@ are, and only those of a lane that stands still are written over.
 import torch
 from torch import Tensor
 
-from purerl import compiling
+from purerl import compiling, tree
 
 
 def keep(going: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`new` `[*lead, ...]` where `going` `[*lead]`, and `old` elsewhere."""
-    return (KEEP if _is_for_cpp(new) else _keep)(going, new, old)
+    """`new` `[*lead, ...]`, of any dtype, where `going` `[*lead]`, and `old` `[*lead, ...]` elsewhere; what `tree.where` gives."""
+    return (KEEP if _is_for_cpp(new) else tree.where)(going, new, old)
 
 
 def sound(new: Tensor, old: Tensor) -> Tensor:
-    """`[]` bool, whether all numbers `[...]` are finite or as they were."""
+    """`[]` bool, whether all numbers of `new` `[...]`, which are floats, are finite or the same as in `old` `[...]`."""
     own = _is_for_cpp(new) and new.dtype == torch.float32
     return (SOUND if own else _sound)(new, old, 0)
 
@@ -27,10 +27,6 @@ def _is_for_cpp(x: Tensor) -> bool:
     return compiling.is_tracing() and compiling.CPP_WRAPPER and x.device.type == "cpu"
 
 
-def _keep(going: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(going.reshape(going.shape + (1,) * (new.ndim - going.ndim)), new, old)
-
-
 def _sound(new: Tensor, old: Tensor, lead: int) -> Tensor:
     unsound = torch.where(torch.isfinite(new) | (new == old), 0.0, 1.0)
     return unsound.flatten(lead).amax(-1) == 0  # which vectorises, other than `all`
@@ -38,7 +34,7 @@ def _sound(new: Tensor, old: Tensor, lead: int) -> Tensor:
 
 @torch.library.custom_op("purerl::keep", mutates_args=())
 def _keep_in_lanes(going: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return _keep(going, new, old)
+    return tree.where(going, new, old)
 
 
 @torch.library.custom_op("purerl::sound", mutates_args=())
@@ -60,7 +56,7 @@ def _map_sound(info: object, axes: tuple[int | None, ...], new: Tensor, old: Ten
     return SOUND(*_in_front(info, axes, (new, old)), lead + 1), 0
 
 
-for _operation, _plain, _mapped in ((_keep_in_lanes, _keep, _map_keep), (_sound_in_lanes, _sound, _map_sound)):
+for _operation, _plain, _mapped in ((_keep_in_lanes, tree.where, _map_keep), (_sound_in_lanes, _sound, _map_sound)):
     _operation.register_fake(_plain)
     _operation.register_vmap(_mapped)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch._inductor import ir
+from torch._inductor.codegen.cpp_utils import DTYPE_TO_CPP
 from torch._inductor.lowering import register_lowering
 from torch._inductor.virtualized import V
 
@@ -21,8 +22,7 @@ class Keep(ir.MutatingFirstArgExternKernel):
         inputs: Any = self.inputs
         new, old, going = inputs
         size = new.get_numel() * new.get_dtype().itemsize // going.get_numel()
-        places = [_place(new, "uint8_t*"), _place(old, "const uint8_t*"), _place(going, "const bool*")]
-        _call(wrapper, "purerl_keep", *places, going.get_numel(), size)
+        _call(wrapper, "purerl_keep", *map(_place, (new, old, going)), going.get_numel(), size)
 
 
 class Sound(ir.ExternKernel):
@@ -31,8 +31,7 @@ class Sound(ir.ExternKernel):
     def codegen(self, wrapper: Any) -> None:
         inputs: Any = self.inputs
         new, old = inputs
-        places = [_place(new, "const float*"), _place(old, "const float*"), _place(self, "bool*")]
-        _call(wrapper, "purerl_sound", *places, self.get_numel(), new.get_numel() // self.get_numel())
+        _call(wrapper, "purerl_sound", *map(_place, (new, old, self)), self.get_numel(), new.get_numel() // self.get_numel())
 
     def should_allocate(self) -> bool:
         return True
@@ -90,10 +89,9 @@ def _is_handed_on(result: Any) -> bool:
     return turn.graph_outputs[result.indices[-1][1]].get_name() in turn.graph_inputs
 
 
-def _place(x: Any, kind: str) -> str:
+def _place(x: Any) -> str:
     """C++ that says where a buffer, or a contiguous part of one, begins."""
-    unit = x.get_dtype().itemsize if "uint8_t" in kind else 1
-    return f"({kind})({x.get_name()}.data_ptr()) + {int(x.get_layout().offset) * unit}"
+    return f"({DTYPE_TO_CPP[x.get_dtype()]}*)({x.get_name()}.data_ptr()) + {int(x.get_layout().offset)}"
 
 
 def _call(wrapper: Any, name: str, *args: Any) -> None:

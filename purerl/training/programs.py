@@ -202,19 +202,18 @@ def guard(step: Callable, example: Any) -> Callable:
     Returns:
         `guarded(packed, going, updates, *batch) -> (packed, going, updates, info)`, the rest as in `Lanes`.
     """
-    _, unpack = tree.pack(example, apart=LARGE)
+    apart, unpack = tree.pack(example, apart=LARGE)
     leaves, are_donated = _leaves(example.algo)
     learnt = [i for i, x in enumerate(leaves) if x.is_floating_point() and not are_donated[i]]
-    large = [i for i in learnt if leaves[i].numel() > LARGE]
-    counts: dict[Any, int] = {}  # of the numbers that each dtype's packed ones begin with: the algorithm's
-    for x in (leaves[i] for i in learnt if i not in large):
-        counts[x.dtype] = counts.get(x.dtype, 0) + x.numel()
+    large, small = [i for i in learnt if i in apart], [leaves[i] for i in learnt if i not in apart]
+    counts = {dtype: sum(x.numel() for x in small if x.dtype == dtype) for dtype in {x.dtype for x in small}}
 
     def guarded(packed: dict[Any, Any], going: Tensor, updates: Tensor, *batch: Any) -> tuple:
         state, info = step(tree.copy(unpack(packed)), *batch)  # a loop takes no two views of one tensor
         new = tree.pack(state, apart=LARGE)[0]
         memory = {Donated: new.pop(Donated)} if Donated in new else {}
-        pairs = [(new[dtype][:n], packed[dtype][:n]) for dtype, n in counts.items() if n] + [(new[i], packed[i]) for i in large]
+        pairs = [(new[dtype][:n], packed[dtype][:n]) for dtype, n in counts.items() if n]  # the algorithm's are packed first
+        pairs += [(new[i], packed[i]) for i in large]
         looked_at = [sound(after, before) for after, before in pairs]
         going = going & torch.stack(looked_at).all() if looked_at else going
         kept = {name: keep(going, x, packed[name]) for name, x in new.items()}

@@ -43,6 +43,7 @@ class PQNConfig:
     hidden: tuple[int, ...] = fields.hidden((120, 84))
     activation: str = fields.activation("relu")
     norm: str = fields.norm("layer")
+    precision: str = fields.precision("float32")
     init: str = fields.init("torch")
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from purerl import config as cfg
 from purerl import nets, optim, random, replay, tree
 from purerl.algos import common
+from purerl.algos.common import PRECISIONS
 from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
 from purerl.replay import Replay, ReplayState
 from purerl.spaces import blank_inputs
@@ -106,13 +107,15 @@ class Model(NamedTuple):
     """A network of action values.
 
     Attributes:
-        net: its output is `[T, B, A, size]`; it sees `obs` and `noise` as its observation.
+        net: its output is `[T, B, A, size]`; it sees `obs` and `noise` as its observation. To act with.
+        learning_net: the same, of the same parameters, to learn with.
         head: reads the output.
         n_actions: A.
         n_noise: how many normal numbers a forward pass takes for each observation; 0 for a network without noise.
     """
 
     net: nets.Network
+    learning_net: nets.Network
     head: Head
     n_actions: int
     n_noise: int
@@ -140,20 +143,23 @@ def make_model(
     def check(out: Any, lead: Any) -> None:
         nets.check_action_values(out, lead, n_actions, head.size)
 
-    with torch.device("meta"):
-        module: nn.Module
-        if net is None:
-            trunk, width = nets.trunk(spec.observation_space, norm=norm)
-            shared = nets.mlp(width, config.hidden[:-1], config.activation, norm)
-            torso, width = nn.Sequential(trunk, shared), [width, *config.hidden[:-1]][-1]
-            last = config.hidden[-1] if config.hidden else 0
-            module = nets.ActionValues(torso, width, last, n_actions, head.size, config.activation, config.dueling, layer, norm)
-        else:
-            module = _Quiet(net, n_actions, head.size)
-    n_noise = module.n_noise
+    def action_values(dtype: torch.dtype) -> nn.Module:
+        trunk, width = nets.trunk(spec.observation_space, dtype, norm)
+        shared = nets.mlp(width, config.hidden[:-1], config.activation, norm)
+        torso, width = nn.Sequential(trunk, shared), [width, *config.hidden[:-1]][-1]
+        last = config.hidden[-1] if config.hidden else 0
+        return nets.ActionValues(torso, width, last, n_actions, head.size, config.activation, config.dueling, layer, norm)
+
+    if net is None:
+        with torch.device("meta"):
+            modules = [action_values(PRECISIONS[name]) for name in ("float32", config.precision)]
+    else:
+        modules = [_Quiet(net, n_actions, head.size)] * 2
+    n_noise = modules[0].n_noise
     assert isinstance(n_noise, int)
     example = tree.map(lambda x: x[None], see(blank_inputs(spec, 2), torch.zeros(2, n_noise)))
-    return Model(nets.as_network(module, nets.SCHEMES[config.init], check, example), head, n_actions, n_noise)
+    to_act, to_learn = (nets.as_network(x, nets.SCHEMES[config.init], check, example) for x in modules)
+    return Model(to_act, to_learn, head, n_actions, n_noise)
 
 
 def make_replay(spec: EnvSpec, config: Any) -> Replay:
@@ -205,8 +211,9 @@ def see(inputs: Inputs, noise: Tensor) -> Inputs:
 
 
 def values(model: Model, params: TensorDict, obs: Any, noise: Tensor) -> Tensor:
-    """The network's output `[M, A, size]` for observations `[M, ...]`, with noise `[M, n_noise]`, or `[1, n_noise]` for all."""
-    out: Tensor = nets.of_obs(model.net, params, TensorDict(obs=obs, noise=noise))
+    """What is learnt from: the network's output `[M, A, size]` for observations `[M, ...]`, with noise `[M, n_noise]`, or
+    `[1, n_noise]` for all."""
+    out: Tensor = nets.of_obs(model.learning_net, params, TensorDict(obs=obs, noise=noise))
     return out
 
 

@@ -49,6 +49,7 @@ class QRDQNConfig:
     hidden: tuple[int, ...] = fields.hidden((120, 84))
     activation: str = fields.activation("relu")
     frames: int = fields.frames(0)
+    precision: str = fields.precision("float32")
     init: str = fields.init("torch")
 
     def __post_init__(self) -> None:

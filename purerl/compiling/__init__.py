@@ -16,6 +16,7 @@ this room was not tried with.
 | `_inductor`: settings, passes, the ISA probe | speed, corrections | test_compiled_tanh_uses_it, test_what_a_turn_leaves_... |
 | `_inductor.codegen.cpp.stride_at_vec_range`, `_inductor.dtype_propagation` | compiling sooner | every test of `compile` |
 | `_inductor`: `ExternKernelOutLine`; `cpublas::brgemm` in C++ | products of matrices | tests/compiling/test_products.py |
+| `_inductor.lowering.index_impl_helper` | rows that are found once | tests/compiling/test_inductor.py |
 | `_inductor.ir`: `ExternKernel`, ...; `_inductor.lowering` | operations of our own | tests/compiling/test_keeping.py |
 | `_inductor.codecache.CppWrapperCodeCache` | fewer handles, less memory to take in a turn | test_handles.py, test_temporaries.py |
 | `fx._lazy_graph_module` | graphs whose code nobody runs get none | every test of `compile` |

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._higher_order_ops import utils
 from torch._inductor import config
+from torch._inductor import lowering as inductors
 from torch._inductor.codegen import cpp
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.cpu_vec_isa import VecISA
@@ -25,6 +27,7 @@ from purerl import random
 from purerl.compiling import CPP_WRAPPER, disk, handles, lowering, passes, products
 from purerl.compiling.tracing import Graph
 
+WIDE = 4  # numbers of a row, for which it is found once
 FEW = 4  # programs that take as long to compile without precompiled headers as those take to make
 
 
@@ -46,6 +49,7 @@ def build(graph: Graph, threads: int) -> tuple[Callable[[list[Tensor]], list[Ten
         _ordered(),
         _told_once(),
         _strides_found_soon(),
+        _rows_found_once(),
         products.own() if CPP_WRAPPER else contextlib.nullcontext(),
         handles.few() if CPP_WRAPPER else contextlib.nullcontext(),
     ):
@@ -92,6 +96,20 @@ def _strides_found_soon() -> Any:
         return slope if slope is not None and slope.is_number else ask(index, var, vec_length)
 
     return mock.patch.object(cpp, "stride_at_vec_range", stride)
+
+
+def _rows_found_once() -> Any:
+    """Inductor finds which row to read anew for each number in it; where that takes reading itself, it is found once and kept."""
+    lower = inductors.index_impl_helper
+
+    def index(x: Any, indices: Any, *args: Any, **options: Any) -> Any:
+        if math.prod(x.get_size()[len(indices) :]) >= WIDE:
+            for place in indices:
+                if place is not None and place.num_reads():
+                    place.realize()
+        return lower(x, indices, *args, **options)
+
+    return mock.patch.object(inductors, "index_impl_helper", index)
 
 
 def options(threads: int) -> dict[str, Any]:

@@ -116,11 +116,11 @@ def mlp(n_in: int, hidden: Sequence[int], activation: str = "tanh", norm: Norm =
 
 
 class Convolutions(nn.Module):
-    """The three convolutions of Mnih et al. 2015: `[N, C, H, W]` uint8 (scaled to [0, 1]) -> `[N, width]` of `dtype`.
+    """The three convolutions of Mnih et al. 2015: `[N, C, H, W]` uint8 (scaled to [0, 1]) -> `[N, width]` float32.
 
     Args:
         shape: `(C, H, W)`.
-        dtype: in which it computes; parameters are float32 all the same.
+        dtype: in which it computes; parameters and output are float32 all the same.
         norm: what normalises each layer.
 
     Raises:
@@ -142,17 +142,17 @@ class Convolutions(nn.Module):
         for layer, norm in zip((self.conv1, self.conv2, self.conv3), self.norms, strict=True):
             assert layer.bias is not None
             x = torch.relu(norm(conv2d(x, layer.weight.to(self.dtype), layer.bias.to(self.dtype), layer.stride)))
-        return x.flatten(1)
+        return x.flatten(1).float()
 
 
 class Patches(nn.Module):
-    """The convolution of Young and Tian 2019: `[N, C, H, W]` float32 -> 16 filters of 3 x 3 -> `[N, width]` of `dtype`.
+    """The convolution of Young and Tian 2019: `[N, C, H, W]` float32 -> 16 filters of 3 x 3 -> `[N, width]` float32.
 
     The convolution is a product of matrices: mapped over lanes that have weights of their own, that is much faster.
 
     Args:
         shape: `(C, H, W)`.
-        dtype: in which it computes; parameters are float32 all the same.
+        dtype: in which it computes; parameters and output are float32 all the same.
         norm: what normalises the filters' outputs, at each place by itself.
     """
 
@@ -167,7 +167,7 @@ class Patches(nn.Module):
         patches = obs.to(self.dtype).unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)
         assert self.conv.bias is not None
         features = nn.functional.linear(patches, self.conv.weight.flatten(1).to(self.dtype), self.conv.bias.to(self.dtype))
-        return torch.relu(self.norm(features)).flatten(1)
+        return torch.relu(self.norm(features)).flatten(1).float()
 
 
 class CNN(nn.Module):
@@ -185,7 +185,7 @@ class CNN(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         weight, bias = self.linear.weight.to(self.dtype), self.linear.bias.to(self.dtype)
-        return torch.relu(nn.functional.linear(self.convolutions(obs), weight, bias)).float()
+        return torch.relu(nn.functional.linear(self.convolutions(obs).to(self.dtype), weight, bias)).float()
 
 
 class ChannelsFirst(nn.Module):

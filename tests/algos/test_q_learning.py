@@ -6,6 +6,7 @@ import gymnasium as gym
 import pytest
 import torch
 from conftest import assert_trees_equal
+from tensordict import TensorDict
 from torch import nn
 
 from purerl import SpentError, algos, compile, envs, fuse, nets, random, tree, vmap
@@ -225,6 +226,32 @@ def test_defaults_for_images_and_boards(name):
         noise = shapes(lambda key, algo=algo: vmap(algo.draw)(random.split(key, 2)), random.key(0))
         action, _, _ = shapes(algo.act, algo.acting(state), inputs, algo.carry(2), noise)
         assert action.shape == (2,)
+
+
+@pytest.mark.torch_modules
+@pytest.mark.parametrize("space", [gym.spaces.Box(0, 255, (2, 40, 36), "uint8"), gym.spaces.Box(0.0, 1.0, (2, 10, 10))])
+def test_convolutions_may_learn_in_bfloat16(space):
+    """The same parameters give nearly the same numbers, all of float32; acting stays as it is."""
+    spec = EnvSpec("Images", space, gym.spaces.Discrete(3))
+    exact, rough = (
+        ql.make_model(spec, DQNConfig(hidden=(16,), precision=name), algos.dqn.head("squared"), nets.Plain, None)
+        for name in ("float32", "bfloat16")
+    )
+    params, noise = exact.net.init(random.key(0)), torch.zeros(5, 0)
+    obs = random.uniform(random.key(1), (5, *space.shape))
+    obs = (obs * 255).to(torch.uint8) if space.dtype == "uint8" else obs
+
+    def learn(model):
+        flat, unravel = tree.ravel(params)
+        return torch.func.grad_and_value(lambda flat: ql.values(model, unravel(flat), obs, noise).square().sum())(flat)
+
+    (gradient, total), (near_gradient, near_total) = learn(exact), learn(rough)
+    assert near_gradient.dtype == near_total.dtype == torch.float32
+    assert near_total != total
+    torch.testing.assert_close(near_total, total, rtol=0.02, atol=0)
+    torch.testing.assert_close(near_gradient, gradient, rtol=0, atol=0.02 * gradient.abs().max().item())
+    seen = ql.see(blank_inputs(spec, 5).replace(obs=obs), noise)
+    assert_trees_equal(*(nets.step(model.net, params, seen, TensorDict())[0] for model in (exact, rough)))
 
 
 def test_environments_may_differ_in_epsilon():

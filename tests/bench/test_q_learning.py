@@ -20,6 +20,7 @@ from purerl.spaces import blank_inputs
 BATCH, WIDTHS = 128, (4, 120, 84, 2)
 STEPS = {(1, 1): 1_000, (16, 1): 200, (1, 10): 10_000, (16, 10): 2_000}  # by seeds and steps an update: of a turn
 Layers = Sequence[tuple[int, int]]  # n_in, n_out
+PRECISIONS = {"purerl": "float32", "purerl, bfloat16": "bfloat16"}  # of the convolutions
 HEADS: dict[str, tuple[int, Layers]] = {  # forward passes of a gradient step, and the layers of one
     "c51": (2, [(4, 120), (120, 84), (84, 202)]),
     "qrdqn": (2, [(4, 120), (120, 84), (84, 102)]),
@@ -133,19 +134,6 @@ def nature() -> nn.Module:
 @contextmanager
 def atari(rounds: int) -> Iterator[Mapping[str, Side]]:
     """The update of a batch of four steps, with one gradient step, beside the passes of torch's own modules over as many images."""
-    images = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    spec = EnvSpec("ALE/Breakout-v5", images, gym.spaces.Discrete(4), None)
-    config = algos.DQNConfig(**{**algos.q_learning.ATARI, "capacity": 20_000, "learning_starts": 100})
-    algo = algos.make_dqn(spec, config)
-    state, update = algo.init(random.key(0)), compile(algo.update)
-    batch = frames(spec, config.n_steps)
-
-    def ours() -> None:
-        nonlocal state
-        state, _ = update(state, batch)
-
-    for _ in range(200):
-        ours()
     online, target, obs = nature(), nature(), torch.rand(32, 4, 84, 84)
 
     def bare() -> None:
@@ -154,7 +142,26 @@ def atari(rounds: int) -> Iterator[Mapping[str, Side]]:
         online.zero_grad()
         online(obs).mean().backward()
 
-    yield {"purerl": repeated(ours, 10, 1), "bare passes": repeated(bare, 10, 1)}
+    ours = {name: repeated(atari_update(precision), 10, 1) for name, precision in PRECISIONS.items()}
+    yield {**ours, "bare passes": repeated(bare, 10, 1)}
+
+
+def atari_update(precision: str) -> Callable[[], None]:
+    """One update after the other, from a replay that has something in it."""
+    images = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    spec = EnvSpec("ALE/Breakout-v5", images, gym.spaces.Discrete(4), None)
+    config = {**algos.q_learning.ATARI, "capacity": 20_000, "learning_starts": 100, "precision": precision}
+    algo = algos.make_dqn(spec, algos.DQNConfig(**config))
+    state, update = algo.init(random.key(0)), compile(algo.update)
+    batch = frames(spec, algo.n_steps)
+
+    def ours() -> None:
+        nonlocal state
+        state, _ = update(state, batch)
+
+    for _ in range(200):
+        ours()
+    return ours
 
 
 def frames(spec: EnvSpec, n_steps: int) -> Batch:
@@ -234,9 +241,9 @@ FLOOR = {"purerl": lambda seconds: seconds["matrix products"]}
     Contest(
         name="atari",
         title="DQN, a gradient step on 32 stacks of 84 x 84 from a replay of frames, Nature CNN",
-        sides=("purerl", "bare passes"),
+        sides=(*PRECISIONS, "bare passes"),
         open=atari,
-        floors={"purerl": lambda seconds: seconds["bare passes"]},
+        floors=dict.fromkeys(PRECISIONS, lambda seconds: seconds["bare passes"]),
         unit="updates",
         per=1,
     ),

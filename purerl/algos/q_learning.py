@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from purerl import config as cfg
 from purerl import nets, optim, random, replay, tree
 from purerl.algos import common
-from purerl.algos.common import PRECISIONS
 from purerl.base import Algorithm, Batch, EnvSpec, Inputs, check_spec
 from purerl.replay import Replay, ReplayState
 from purerl.spaces import blank_inputs
@@ -152,7 +151,7 @@ def make_model(
 
     if net is None:
         with torch.device("meta"):
-            modules = [action_values(PRECISIONS[name]) for name in ("float32", config.precision)]
+            modules = [action_values(common.PRECISIONS[name]) for name in ("float32", config.precision)]
     else:
         modules = [_Quiet(net, n_actions, head.size)] * 2
     n_noise = modules[0].n_noise

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._higher_order_ops import utils
 from torch._inductor import config
-from torch._inductor import lowering as inductors
+from torch._inductor import lowering as torch_lowering
 from torch._inductor.codegen import cpp
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.cpu_vec_isa import VecISA
@@ -100,7 +100,7 @@ def _strides_found_soon() -> Any:
 
 def _rows_found_once() -> Any:
     """Inductor finds which row to read anew for each number in it; where that takes reading itself, it is found once and kept."""
-    lower = inductors.index_impl_helper
+    lower = torch_lowering.index_impl_helper
 
     def index(x: Any, indices: Any, *args: Any, **options: Any) -> Any:
         if math.prod(x.get_size()[len(indices) :]) >= WIDE:
@@ -109,7 +109,7 @@ def _rows_found_once() -> Any:
                     place.realize()
         return lower(x, indices, *args, **options)
 
-    return mock.patch.object(inductors, "index_impl_helper", index)
+    return mock.patch.object(torch_lowering, "index_impl_helper", index)
 
 
 def options(threads: int) -> dict[str, Any]:

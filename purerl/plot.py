@@ -72,6 +72,12 @@ def figure() -> tuple[Any, Any]:
     return whole, whole.subplots()
 
 
+def draw_curve(axes: Any, name: str, steps: Any, centre: Any, low: Any, high: Any) -> None:
+    """Draw one curve `[N]` and the band between `low` and `high`; a curve of one point is a dot."""
+    (line,) = axes.plot(steps, centre, label=name, marker="o" if len(steps) == 1 else None)
+    axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+
+
 def draw(axes: Any, folders: list[Path], column: str = "ReturnAverage") -> None:
     """Draw the curves of one or several runs.
 
@@ -80,12 +86,15 @@ def draw(axes: Any, folders: list[Path], column: str = "ReturnAverage") -> None:
     """
     for folder in folders:
         for variant, (steps, values) in read_curves(folder, column).items():
-            centre, low, high = interquartile_mean(values)
             name = " ".join(filter(None, [folder.name if len(folders) > 1 else "", variant])) or folder.name
-            (line,) = axes.plot(steps, centre, label=f"{name} ({len(values)} seeds)" if len(values) > 1 else name)
-            axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-    axes.set(xlabel="environment steps", ylabel="return, mean of the last 100 episodes" if column == "ReturnAverage" else column)
-    axes.set_title("inter-quartile mean over seeds, 95 % bootstrap band")
+            seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
+            draw_curve(axes, name + seeds, steps, *interquartile_mean(values))
+    finish(axes, "return, mean of the last 100 episodes" if column == "ReturnAverage" else column)
+
+
+def finish(axes: Any, what: str) -> None:
+    """Title, labels, grid and legend of a picture whose curves are drawn; `what` is on the vertical axis."""
+    axes.set(xlabel="environment steps", ylabel=what, title="inter-quartile mean over seeds, 95 % bootstrap band")
     axes.grid(alpha=0.3)
     axes.legend()
 

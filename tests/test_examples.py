@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,10 +47,12 @@ def test_the_page_of_results_shows_what_was_run(tmp_path):
             log.close()
         run.mkdir(parents=True, exist_ok=True)
         (run / "config.json").write_text(json.dumps({"algo": algo, "steps": 1000}))
-    made = subprocess.run(
-        [sys.executable, str(EXAMPLES / "results.py"), "an abacus"], capture_output=True, text=True, cwd=tmp_path, check=True
-    )
-    assert made.stdout == "docs/results.md: 2 environments\n"
+
+    def made():
+        command = [sys.executable, str(EXAMPLES / "results.py"), "an abacus"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+
+    assert made() == "docs/results.md: 2 environments\n"
     page = (tmp_path / "docs" / "results.md").read_text()
     assert "on an abacus" in page
     assert "| ppo | 20 of 1,000 | 3 | 233.3 | 233.3 | 100.0 | the last 100 training episodes | 1.00 |" in page
@@ -58,3 +61,6 @@ def test_the_page_of_results_shows_what_was_run(tmp_path):
     for name in ("CartPole-v1", "Ant-v5"):
         assert f"](results/{name}.png)" in page
         assert (tmp_path / "docs" / "results" / f"{name}.png").exists()
+    shutil.rmtree(tmp_path / "runs" / "learn" / "CartPole-v1")  # what it has shown stays
+    assert made() == "docs/results.md: 2 environments\n"
+    assert (tmp_path / "docs" / "results.md").read_text() == page

@@ -15,3 +15,19 @@ def storage(node: Any) -> int | None:
     """A number that two nodes share if their tensors share memory; None if it has no tensor."""
     value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
     return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
+
+
+def joined(x: Any) -> torch.fx.Node | None:
+    """The `cat` that a node is, or shows with other axes: inductor writes its parts right into their places."""
+    while x.target is torch.ops.aten.permute.default:
+        x = x.args[0]
+    return x if x.target is torch.ops.aten.cat.default else None
+
+
+def is_read_after(call: torch.fx.Node, x: Any) -> bool:
+    """Whether a node's tensor, or another that shares its memory, is asked for after a call."""
+    later, memory = call, storage(x)
+    while (later := later.next).op != "root":
+        if any(y is x or (memory is not None and storage(y) == memory) for y in later.all_input_nodes):
+            return True
+    return False

@@ -44,8 +44,8 @@ def _sound_in_lanes(new: Tensor, old: Tensor, lead: int) -> Tensor:
 
 def _in_front(info: object, axes: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
     """What is mapped along some axes, or not at all, with its lanes along the first."""
-    lanes = info.batch_size  # type: ignore[attr-defined]
-    return [x.expand(lanes, *x.shape) if axis is None else x.movedim(axis, 0) for x, axis in zip(tensors, axes, strict=False)]
+    lanes, pairs = info.batch_size, zip(tensors, axes, strict=False)  # type: ignore[attr-defined]
+    return [x.expand(lanes, *x.shape) if axis is None else x.movedim(axis, 0) if axis else x for x, axis in pairs]
 
 
 def _map_keep(info: object, axes: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:

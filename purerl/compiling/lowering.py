@@ -30,8 +30,9 @@ class Sound(ir.ExternKernel):
 
     def codegen(self, wrapper: Any) -> None:
         inputs: Any = self.inputs
-        new, old = inputs
-        _call(wrapper, "purerl_sound", *map(_place, (new, old, self)), self.get_numel(), new.get_numel() // self.get_numel())
+        lanes, lead = self.get_numel(), len(self.get_size())
+        places = [x for y in inputs for x in (_place(y), int(y.get_layout().stride[lead - 1]) if lead else 0)]
+        _call(wrapper, "purerl_sound", *places, _place(self), lanes, inputs[0].get_numel() // lanes)
 
     def should_allocate(self) -> bool:
         return True
@@ -49,13 +50,15 @@ def _keep(going: Any, new: Any, old: Any) -> Any:
     if not _is_own(new):
         new = ir.ExternKernel.copy_input(new)
     kernel = Keep(None, ir.NoneLayout(device=new.get_device()), Keep.unwrap_storage([new, old, going]))
-    V.graph.mark_buffer_mutated(new.get_name())
+    buffer = _buffer(new)
+    for written in (new, *(buffer.inputs if isinstance(buffer, ir.ConcatKernel) else ())):
+        V.graph.mark_buffer_mutated(written.get_name())
     _register(kernel)
-    return new
+    return new if isinstance(new, ir.TensorBox) else ir.TensorBox(new)
 
 
 def _sound(new: Any, old: Any, lead: int) -> Any:
-    new, old = map(_contiguous, (new, old))
+    new, old = [_contiguous_in_lanes(x, lead) for x in (new, old)]
     layout = ir.FixedLayout(new.get_device(), torch.bool, new.get_size()[:lead])
     return ir.TensorBox.create(_register(Sound(None, layout, Sound.unwrap_storage([new, old]))))
 
@@ -70,17 +73,31 @@ def _contiguous(x: Any) -> Any:
     return ir.ExternKernel.require_contiguous(ir.ExternKernel.realize_input(x))
 
 
+def _contiguous_in_lanes(x: Any, lead: int) -> Any:
+    """As `_contiguous`, but lanes along one axis may lie apart."""
+    x = ir.ExternKernel.realize_input(x)
+    size, layout = x.get_size(), x.get_layout()
+    fits = lead == 1 and isinstance(layout, ir.FixedLayout)
+    return x if fits and list(layout.stride[1:]) == ir.FlexibleLayout.contiguous_strides(size[1:]) else _contiguous(x)
+
+
 def _is_own(new: Any) -> bool:
     """Whether nobody else has the memory of what `keep` is to write over, or reads it after the call."""
     call = V.graph.current_node
-    memory, node = graphs.storage(call.args[1]), call
-    while (node := node.next).op != "root":
-        if any(x is call.args[1] or graphs.storage(x) == memory for x in node.all_input_nodes if x is not call):
-            return False
-    buffer = new.data.data if isinstance(new, ir.TensorBox) and isinstance(new.data, ir.StorageBox) else None
+    cat = graphs.joined(call.args[1])
+    parts: Any = cat.args[0] if cat is not None else []
+    if any(graphs.is_read_after(call, x) for x in (call.args[1], *parts)):
+        return False
+    buffer = _buffer(new)
     if isinstance(buffer, ir.MultiOutput) and isinstance(buffer.inputs[0], ir.WhileLoop):
         return not _is_handed_on(buffer)
-    return isinstance(buffer, ir.ComputedBuffer)
+    return isinstance(buffer, ir.ComputedBuffer) or (isinstance(buffer, ir.ConcatKernel) and cat is not None)
+
+
+def _buffer(x: Any) -> Any:
+    """The buffer of which a tensor is the whole, if it is."""
+    box = x.data if isinstance(x, ir.TensorBox) else x
+    return box.data if isinstance(box, ir.StorageBox) else None
 
 
 def _is_handed_on(result: Any) -> bool:

@@ -19,7 +19,7 @@ from torch._inductor.pattern_matcher import (
 )
 from torch._inductor.virtualized import V
 
-from purerl.compiling import graphs
+from purerl.compiling import graphs, joining, keeping
 from purerl.compiling.loops import COUNTED
 
 aten = torch.ops.aten
@@ -172,8 +172,8 @@ def _(match: Match, body: Any, carry: list, xs: list, closed_over: tuple) -> Non
 
 
 class Cheaper(CustomGraphPass):
-    """Replace float32 `tanh` on the CPU by `rational_tanh`, short running sums of integers by kernels, and the transpose of a
-    product by the product of the transposes.
+    """Replace float32 `tanh` on the CPU by `rational_tanh`, short running sums of integers by kernels, the transpose of a
+    product by the product of the transposes, and what is put together of neighbours by what they were cut from.
 
     The gradient of an ensemble's weights comes as such a transpose, which would be copied number by number.
     """
@@ -182,9 +182,10 @@ class Cheaper(CustomGraphPass):
         _rewrites.apply(graph)
         for product in graph.find_nodes(op="call_function", target=aten.bmm.default):
             _transpose_factors(graph, product)
+        joining.join(graph)
 
     def uuid(self) -> bytes:
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, joining.__file__))
 
 
 class OwnMemory(CustomGraphPass):
@@ -192,7 +193,7 @@ class OwnMemory(CustomGraphPass):
 
     What a scan reads from outside: the C++ wrapper of torch 2.13 frees a view twice that a loop is handed. But large memory that is
     no view is read where it is, and written there if the loop writes it. And results that share memory: inductor drops the copy of
-    a contiguous view.
+    a contiguous view. And a part that is read after `keep` has written over the whole, which would have to be copied in its place.
     """
 
     def __call__(self, graph: torch.fx.Graph) -> None:
@@ -204,10 +205,12 @@ class OwnMemory(CustomGraphPass):
                 closed_over = [x if _is_large_memory(x) else _copy(graph, x) for x in closed_over]
                 loop.args = (body, carry, xs if _is_counted(loop) else [_copy(graph, x) for x in xs], closed_over)
         _counted.apply(graph)
+        _own_parts(graph)
         _own_results(graph)
         module = graph.owning_module
         assert module is not None
         for loop_body in _bodies(module):
+            _own_parts(loop_body.graph)
             _own_results(loop_body.graph)
             loop_body.recompile()
 
@@ -251,6 +254,15 @@ def _own_results(graph: torch.fx.Graph) -> None:
             taken |= {graphs.storage(x)} - {None}
     if owned:
         output.args = (tuple(owned),)
+
+
+def _own_parts(graph: torch.fx.Graph) -> None:
+    """Copy what is a part of what `keep` writes over, and is read later."""
+    for call in graph.find_nodes(op="call_function", target=keeping.KEEP.default):
+        cat = graphs.joined(call.args[1])
+        if cat is not None:
+            with graph.inserting_before(cat):
+                cat.args = ([_copy(graph, x) if graphs.is_read_after(call, x) else x for x in cat.args[0]], *cat.args[1:])
 
 
 def _copy(graph: torch.fx.Graph, x: Any) -> Any:

@@ -49,6 +49,19 @@ def test_sound(n, calls):
     assert calls == ["purerl_sound"] * CPP_WRAPPER
 
 
+def test_sound_looks_at_parts_where_they_lie(monkeypatch):
+    def f(new, old):
+        return (sound(new[1:4], old[:3]),)
+
+    found, write = [], lowering._call
+    monkeypatch.setattr(lowering, "_call", lambda wrapper, *args: found.append(args) or write(wrapper, *args))
+    new, old = torch.zeros(3, 5), torch.zeros(3, 7)
+    new[0, 0], new[1, 2], new[2, 3], old[2, 2] = NAN, INF, INF, INF
+    assert compile(vmap(f))(new, old)[0].tolist() == [True, False, True]
+    assert [(args[2], args[4]) for args in found] == [(5, 7)] * CPP_WRAPPER  # numbers from lane to lane
+    assert [compile(f)(*lane)[0].item() for lane in zip(new, old, strict=True)] == [True, False, True]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_sound_of_other_floats(dtype):
     new, old = torch.tensor([[1.0, INF], [1.0, INF]], dtype=dtype), torch.tensor([[0.0, 1.0], [0.0, INF]], dtype=dtype)
@@ -71,6 +84,26 @@ def test_keep_writes_over_nothing_that_is_read_later():
         return keep(going, new, old), new, keep(going, part, old[0]), keep(going, x, old), keep(going, old, x), keep(going, x, x)
 
     same_compiled(f, GOING, *torch.randint(0, 9, (2, 3, 2, 3)).float())
+
+
+def test_keep_writes_into_what_was_put_together(calls):
+    def f(going, x, old):
+        new = torch.cat([3 * x[:2], x[2:] + 1])
+        return (keep(going, new, old),)
+
+    same_compiled(f, GOING, *torch.randint(0, 9, (2, 3, 5)).float())
+    assert calls == ["purerl_keep"] * CPP_WRAPPER
+
+
+def test_keep_writes_over_no_part_that_is_read_later():
+    def f(going, x, old):
+        a, b = x.cumsum(0), 3 * x
+        late = a * 2
+        new = torch.cat([a, b])
+        kept = keep(going, new, old)
+        return kept, late, a - 1, b[1:] + kept.sum()
+
+    same_compiled(f, GOING, torch.randint(0, 9, (3, 3)).float(), torch.randint(0, 9, (3, 6)).float())
 
 
 def test_keep_in_a_loop_in_which_some_results_are_what_it_was_given():

@@ -260,9 +260,11 @@ def _own_parts(graph: torch.fx.Graph) -> None:
     """Copy what is a part of what `keep` writes over, and is read later."""
     for call in graph.find_nodes(op="call_function", target=keeping.KEEP.default):
         cat = graphs.joined(call.args[1])
-        if cat is not None:
+        parts: Any = cat.args[0] if cat is not None else ()
+        for x in {x for x in parts if graphs.is_read_after(call, x)}:
+            assert cat is not None
             with graph.inserting_before(cat):
-                cat.args = ([_copy(graph, x) if graphs.is_read_after(call, x) else x for x in cat.args[0]], *cat.args[1:])
+                cat.replace_input_with(x, _copy(graph, x))
 
 
 def _copy(graph: torch.fx.Graph, x: Any) -> Any:

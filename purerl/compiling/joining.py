@@ -5,7 +5,7 @@ and packed again: without this their numbers would be copied each time.
 """
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -32,13 +32,13 @@ def join(graph: Graph) -> None:
     changed: set[Node] = set()
     for cat in graph.find_nodes(op="call_function", target=aten.cat.default):
         pieces: Any = cat.args[0]
-        ndim, axis = cat.meta["val"].ndim, cat.args[1] if len(cat.args) > 1 else 0
+        ndim, axis = cat.meta["val"].ndim, (*cat.args, *cat.kwargs.values(), 0)[1]
         if axis % ndim != ndim - 1 or any(x.meta["val"].ndim != ndim for x in pieces):
             continue
-        runs = list(_joined(pieces, written))
+        runs = _runs(pieces, written)
         if len(runs) < len(pieces):
             with graph.inserting_before(cat):
-                cat.args = ([_cut(graph, part) for part in runs], axis)
+                cat.args = ([_cut(graph, run) for run in runs], axis)
                 changed |= _replace(graph, cat) if len(runs) == 1 else set()
     _follow(graph, changed)
 
@@ -47,20 +47,18 @@ def _may_write(node: Node) -> bool:
     return graphs.writes(node.target) or node.target in LOOPS
 
 
-def _joined(pieces: Iterable[Node], written: set[int | None]) -> Iterator[Part]:
-    """The parts that pieces are, neighbours as one."""
-    last: tuple[Node, Part] | None = None
+def _runs(pieces: Iterable[Node], written: set[int | None]) -> list[list[tuple[Node, Part]]]:
+    """Pieces with the parts that they are, neighbours together."""
+    runs: list[list[tuple[Node, Part]]] = []
     for piece in pieces:
         part = _part(piece)
-        part = Part(piece, 0, piece.meta["val"].shape[-1]) if graphs.storage(part.whole) in written else part
-        if last is not None and (last[1].whole, last[1].stop) == (part.whole, part.start):
-            last = part.whole, Part(part.whole, last[1].start, part.stop)
-            continue
-        if last is not None:
-            yield last[1]
-        last = piece, part
-    if last is not None:
-        yield last[1]
+        if graphs.storage(part.whole) in written:
+            part = Part(piece, 0, piece.meta["val"].shape[-1])
+        if runs and (runs[-1][-1][1].whole, runs[-1][-1][1].stop) == (part.whole, part.start):
+            runs[-1].append((piece, part))
+        else:
+            runs.append([(piece, part)])
+    return runs
 
 
 def _part(x: Node) -> Part:
@@ -97,12 +95,15 @@ def _cut_of(x: Node) -> Part | None:
     return part if axis % x.meta["val"].ndim == x.meta["val"].ndim - 1 and part.start >= 0 else None
 
 
-def _cut(graph: Graph, part: Part) -> Node:
-    whole, n = part.whole, part.whole.meta["val"].shape[-1]
-    if (part.start, part.stop) == (0, n):
+def _cut(graph: Graph, run: list[tuple[Node, Part]]) -> Node:
+    """A run as one node."""
+    (piece, first), (_, last) = run[0], run[-1]
+    whole, ndim = first.whole, first.whole.meta["val"].ndim
+    if len(run) == 1:
+        return piece
+    if (first.start, last.stop) == (0, whole.meta["val"].shape[-1]):
         return whole
-    axis = whole.meta["val"].ndim - 1
-    return _call(graph, aten.slice.Tensor, whole, axis, part.start, part.stop)
+    return _call(graph, aten.slice.Tensor, whole, ndim - 1, first.start, last.stop)
 
 
 def _replace(graph: Graph, cat: Node) -> set[Node]:

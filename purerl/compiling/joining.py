@@ -28,14 +28,17 @@ class Part(NamedTuple):
 
 def join(graph: Graph) -> None:
     """Replace what is put together of neighbours, all of it or some."""
-    written = {graphs.storage(x) for node in graph.nodes if _may_write(node) for x in node.all_input_nodes}
+    handed = {x for node in graph.nodes if node.target in LOOPS for x in node.all_input_nodes}  # where it may be written
+    written = {graphs.storage(x) for node in graph.nodes if graphs.writes(node.target) for x in node.all_input_nodes}
+    unsafe = written | set(map(graphs.storage, handed))
     changed: set[Node] = set()
     for cat in graph.find_nodes(op="call_function", target=aten.cat.default):
         pieces: Any = cat.args[0]
         ndim, axis = cat.meta["val"].ndim, (*cat.args, *cat.kwargs.values(), 0)[1]
-        if axis % ndim != ndim - 1 or any(x.meta["val"].ndim != ndim for x in pieces):
+        own = graphs.storage(cat) not in written | set(map(graphs.storage, handed - {cat}))  # a loop is given a copy of it
+        if axis % ndim != ndim - 1 or not own or any(x.meta["val"].ndim != ndim for x in pieces):
             continue
-        runs = _runs(pieces, written)
+        runs = _runs(pieces, unsafe)
         if len(runs) < len(pieces):
             with graph.inserting_before(cat):
                 cat.args = ([_cut(graph, run) for run in runs], axis)
@@ -43,16 +46,12 @@ def join(graph: Graph) -> None:
     _follow(graph, changed)
 
 
-def _may_write(node: Node) -> bool:
-    return graphs.writes(node.target) or node.target in LOOPS
-
-
-def _runs(pieces: Iterable[Node], written: set[int | None]) -> list[list[tuple[Node, Part]]]:
+def _runs(pieces: Iterable[Node], unsafe: set[int | None]) -> list[list[tuple[Node, Part]]]:
     """Pieces with the parts that they are, neighbours together."""
     runs: list[list[tuple[Node, Part]]] = []
     for piece in pieces:
         part = _part(piece)
-        if graphs.storage(part.whole) in written:
+        if graphs.storage(part.whole) in unsafe:
             part = Part(piece, 0, piece.meta["val"].shape[-1])
         if runs and (runs[-1][-1][1].whole, runs[-1][-1][1].stop) == (part.whole, part.start):
             runs[-1].append((piece, part))
@@ -111,7 +110,7 @@ def _replace(graph: Graph, cat: Node) -> set[Node]:
     whose input is another now."""
     one: Any = cat.args[0][0]  # type: ignore[index]
     users = set(cat.users)
-    owners = [x for x in users if x.op == "output" or _may_write(x)]
+    owners = [x for x in users if x.op == "output" or x.target in LOOPS]
     copy = _call(graph, aten.clone.default, one) if owners else one
     for x in users:
         x.replace_input_with(cat, copy if x in owners else one)

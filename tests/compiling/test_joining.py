@@ -1,6 +1,9 @@
+import random
+
 import pytest
 import torch
 from conftest import assert_trees_equal
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from purerl import compile, repeat, scan, tree, vmap
 from purerl.compiling import joining, passes
@@ -92,15 +95,41 @@ def test_join_of_what_loops_are_handed(joined):
     assert joined == []
 
 
-def test_no_join_of_what_is_written(joined):
-    def f(memory, x):
-        parts = [memory[:3].clone(), memory[3:].clone()]
-        memory = memory.index_put_((torch.tensor([1, 4]),), x)
-        return torch.cat(parts), memory
+@pytest.mark.parametrize("seed", range(60))
+def test_join_of_any_graph(seed):
+    """Graphs that cut, put together, show otherwise, copy and write what they were given and have made."""
+    choose, x = random.Random(seed), torch.randn(3, 12)
 
-    memory, x = torch.zeros(6), torch.tensor([5.0, 7.0])
-    found = torch.compile(f, fullgraph=True)(memory.clone(), x)
-    assert_trees_equal(list(found), list(f(memory.clone(), x)))
+    def f(x):
+        found = [x, 2 * x]
+        for _ in range(12):
+            a = choose.choice(found)
+            n, last = a.shape[-1], a.ndim - 1
+            match choose.choice(["cut", "cut", "join", "show", "copy", "add", "write"]):
+                case "cut" if n > 1:
+                    k = choose.randrange(1, n)
+                    parts = [x.clone() if choose.random() < 0.5 else x for x in a.split([k, n - k], -1)]
+                    found += [*parts, torch.cat(parts if choose.random() < 0.8 else parts[::-1], last)]
+                case "join":
+                    found.append(torch.cat([x for x in found if x.shape[:-1] == a.shape[:-1]][-3:], last))
+                case "show" if n % 2 == 0:
+                    found += [a.reshape(*a.shape[:-1], n // 2, 2), a.reshape(*a.shape[:-1], 2, n // 2).clone().reshape(a.shape)]
+                case "copy":
+                    found.append(a[..., n // 2 :].clone())
+                case "add":
+                    found.append(a + 1)
+                case "write" if len(found) > 2:
+                    choose.choice(found[2:]).mul_(3)
+        return tuple(choose.sample(found, 3))
+
+    state = choose.getstate()
+    graph = make_fx(f, tracing_mode="fake")(x.clone())
+    joining.join(graph.graph)
+    graph.graph.lint()
+    graph.recompile()
+    found = graph(x.clone())
+    choose.setstate(state)
+    assert_trees_equal(list(found), list(f(x.clone())))
 
 
 def test_a_packed_tree_that_is_put_together_is_not_copied(joined):

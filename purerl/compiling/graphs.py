@@ -17,6 +17,13 @@ def storage(node: Any) -> int | None:
     return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
 
 
+def copy(graph: torch.fx.Graph, x: torch.fx.Node) -> torch.fx.Node:
+    """A contiguous copy, inserted where the graph is being written; any other would keep the strides of a matrix of one row."""
+    node = graph.call_function(torch.ops.aten.clone.default, (x,), {"memory_format": torch.contiguous_format})
+    node.meta["val"] = x.meta["val"].clone(memory_format=torch.contiguous_format)
+    return node
+
+
 def joined(x: Any) -> torch.fx.Node | None:
     """The `cat` that a node is, or shows with other axes: inductor writes its parts right into their places."""
     while x.target is torch.ops.aten.permute.default:

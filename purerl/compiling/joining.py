@@ -111,7 +111,7 @@ def _replace(graph: Graph, cat: Node) -> set[Node]:
     one: Any = cat.args[0][0]  # type: ignore[index]
     users = set(cat.users)
     owners = [x for x in users if x.op == "output" or x.target in LOOPS]
-    copy = _call(graph, aten.clone.default, one) if owners else one
+    copy = graphs.copy(graph, one) if owners else one
     for x in users:
         x.replace_input_with(cat, copy if x in owners else one)
     graph.erase_node(cat)

@@ -268,11 +268,7 @@ def _own_parts(graph: torch.fx.Graph) -> None:
 
 
 def _copy(graph: torch.fx.Graph, x: Any) -> Any:
-    if not isinstance(x, torch.fx.Node):
-        return x
-    copy = graph.call_function(aten.clone.default, (x,))
-    copy.meta["val"] = x.meta["val"].clone()
-    return copy
+    return graphs.copy(graph, x) if isinstance(x, torch.fx.Node) else x
 
 
 def _stays(body: torch.fx.GraphModule) -> set[int]:

@@ -81,7 +81,8 @@ def test_results_own_their_memory_all_the_same(joined):
     assert_trees_equal(y, x)
 
 
-def test_join_of_what_loops_are_handed(joined):
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_join_of_what_loops_are_handed(lanes, joined):
     def body(x, turn):
         return x + turn, flat(pieces(x * 2))
 
@@ -91,7 +92,19 @@ def test_join_of_what_loops_are_handed(joined):
         last, _ = repeat(lambda x: (flat(pieces(x)) + y, x.sum()), z, torch.tensor(2))
         return y, z, each, last
 
-    same(f, torch.randn(2, 14))
+    same(f, torch.randn(lanes, 14))
+    assert joined == []
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_join_of_a_part_that_loops_are_handed(lanes, joined):
+    def f(x):
+        parts = pieces(x)
+        z, each = scan(lambda y, turn: (y * turn, flat([y[:1], y[1:]])), flat(parts[1:3]), torch.arange(3.0))
+        last, _ = repeat(lambda y: (y + 1, y.sum()), flat(parts[1:]), torch.tensor(2))
+        return z, each, last
+
+    same(f, torch.randn(lanes, 14))
     assert joined == []
 
 

@@ -14,14 +14,20 @@ from purerl import training as runs
 from purerl.samplers.arrangements import cores
 
 
+LENGTH = 500_000  # steps of a run that users have
+
+
 class Closed(Exception):
     """A training that is no longer needed."""
 
 
 @contextmanager
 def training(algo: str, config: dict[str, Any], seeds: int, steps: int, turns: int, env: str = "CartPole-v1") -> Iterator[Side]:
-    """`train` with all that it writes, which stands still between two turns of so many steps a seed."""
-    run = runs.plan(algo, env, seeds, turns * steps, config, threads=cores())
+    """`train` with all that it writes, which stands still between two turns of so many steps a seed.
+
+    It is told to train for longer than it is let to, for it writes a hundred rows whatever the length.
+    """
+    run = runs.plan(algo, env, seeds, max(turns * steps, LENGTH), config, threads=cores())
     goals: queue.Queue[float] = queue.Queue()
     reached: queue.Queue[int] = queue.Queue()  # 0: it has ended
     goal = 0.0

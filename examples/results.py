@@ -96,8 +96,8 @@ def draw(place: str, records: dict[str, Record]) -> None:
         plot.draw_curve(axes, algo + seeds, *(it[key] for key in ("steps", "centre", "low", "high")))
     for i, (name, value) in enumerate(PUBLISHED.get(place, {}).items()):
         axes.axhline(value, color="grey", linestyle=("--", ":", "-.", (0, (1, 4)))[i % 4], linewidth=1, label=f"{name}: {value:g}")
-    kinds = {"ten deterministic episodes" if it["evaluated"] else "the last 100 episodes" for it in records.values()}
-    plot.finish(axes, f"return, mean of {' or '.join(sorted(kinds))}")
+    kinds = {"ten deterministic" if it["evaluated"] else "the last 100" for it in records.values()}
+    plot.finish(axes, f"return, mean of {' or '.join(sorted(kinds))} episodes")
     axes.legend(fontsize="small")
     plot.save(whole, PAGE.with_suffix("") / f"{place}.png")
 

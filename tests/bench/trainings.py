@@ -13,7 +13,6 @@ from bench.contest import Side
 from purerl import training as runs
 from purerl.samplers.arrangements import cores
 
-
 LENGTH = 500_000  # steps of a run that users have
 
 

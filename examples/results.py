@@ -92,8 +92,7 @@ def draw(place: str, records: dict[str, Record]) -> None:
     """An environment's picture: its curves, and what others publish as grey lines."""
     whole, axes = plot.figure()
     for algo, it in records.items():
-        seeds = f" ({it['seeds']} seeds)" if it["seeds"] > 1 else ""
-        plot.draw_curve(axes, algo + seeds, *(it[key] for key in ("steps", "centre", "low", "high")))
+        plot.draw_curve(axes, algo, *(it[key] for key in ("seeds", "steps", "centre", "low", "high")))
     for i, (name, value) in enumerate(PUBLISHED.get(place, {}).items()):
         axes.axhline(value, color="grey", linestyle=("--", ":", "-.", (0, (1, 4)))[i % 4], linewidth=1, label=f"{name}: {value:g}")
     kinds = {"ten deterministic" if it["evaluated"] else "the last 100" for it in records.values()}

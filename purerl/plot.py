@@ -72,9 +72,10 @@ def figure() -> tuple[Any, Any]:
     return whole, whole.subplots()
 
 
-def draw_curve(axes: Any, name: str, steps: Any, centre: Any, low: Any, high: Any) -> None:
-    """Draw one curve `[N]` and the band between `low` and `high`; a curve of one point is a dot."""
-    (line,) = axes.plot(steps, centre, label=name, marker="o" if len(steps) == 1 else None)
+def draw_curve(axes: Any, name: str, seeds: int, steps: Any, centre: Any, low: Any, high: Any) -> None:
+    """Draw one curve `[N]`, of so many seeds, and the band between `low` `[N]` and `high` `[N]`; one of a single point is a dot."""
+    label = f"{name} ({seeds} seeds)" if seeds > 1 else name
+    (line,) = axes.plot(steps, centre, label=label, marker="o" if len(steps) == 1 else None)
     axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
 
 
@@ -87,8 +88,7 @@ def draw(axes: Any, folders: list[Path], column: str = "ReturnAverage") -> None:
     for folder in folders:
         for variant, (steps, values) in read_curves(folder, column).items():
             name = " ".join(filter(None, [folder.name if len(folders) > 1 else "", variant])) or folder.name
-            seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
-            draw_curve(axes, name + seeds, steps, *interquartile_mean(values))
+            draw_curve(axes, name, len(values), steps, *interquartile_mean(values))
     finish(axes, "return, mean of the last 100 episodes" if column == "ReturnAverage" else column)
 
 

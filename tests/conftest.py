@@ -32,6 +32,14 @@ def _global_generator_untouched(request):
 
 
 @pytest.fixture
+def seeded():
+    """Torch's global generator, from which tests draw numbers, begins at 0, and is put back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
 def uncompiled(monkeypatch):
     """Runs are not compiled: that is not what their test is about."""
     from purerl import training

@@ -8,15 +8,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from purerl import compile, repeat, scan, tree, vmap
 from purerl.compiling import joining, passes
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 SHAPES = [(2, 3), (4,), (), (3, 1)]
 SIZES = [6, 4, 1, 3]
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 @pytest.fixture

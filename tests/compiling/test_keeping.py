@@ -7,15 +7,10 @@ from purerl import compile, repeat, vmap
 from purerl.compiling import CPP_WRAPPER, lowering
 from purerl.compiling.keeping import keep, sound
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 INF, NAN = float("inf"), float("nan")
 GOING = torch.tensor([True, False, True])
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 @pytest.fixture

@@ -4,13 +4,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from purerl.compiling import passes
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 aten = torch.ops.aten
-
-
-@pytest.fixture(autouse=True)
-def _own_draws():
-    with torch.random.fork_rng():
-        yield
 
 
 def rewritten(function, *args):

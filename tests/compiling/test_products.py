@@ -4,6 +4,8 @@ import torch
 from purerl import compile, vmap
 from purerl.compiling import inductor, products
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 SIZES = [(5, 7, 3), (1, 7, 3), (5, 1, 3), (5, 7, 1), (1, 1, 1), (600, 530, 520), (33, 64, 17), (1, 700, 600)]
 
 
@@ -21,13 +23,6 @@ def multiply(a, b, across, down, bias):
 
 def multiply_all(all_factors):
     return [multiply(**it) for it in all_factors]
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 @pytest.mark.parametrize("lanes", [(), (3,)])
